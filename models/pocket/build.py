@@ -15,7 +15,6 @@ attention needs no mask.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import tempfile
@@ -47,7 +46,7 @@ from transformers import (
 )
 from small_talk import PERSONALITIES, Answers, read_small_talk
 from transformers.utils.logging import disable_progress_bar
-from voices import VOICES, answer, ask, ask_unseen
+from voices import VOICES, answer, ask, ask_unseen, question_set
 from world import Fact, all_facts, written_facts
 
 HERE = Path(__file__).resolve().parent
@@ -151,7 +150,9 @@ class Example:
 
 def encode(conversations: list[Conversation], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
     """Token ids as the chat template renders them, with labels on answers and their end only."""
-    special = {token: tokenizer.convert_tokens_to_ids(token) for token in (END, SYSTEM, USER, ASSISTANT)}
+    special = {
+        token: tokenizer.convert_tokens_to_ids(token) for token in (END, SYSTEM, USER, ASSISTANT)
+    }
     texts = sorted(
         {text for c in conversations for turn in c.turns for text in turn} | set(SYSTEM_PROMPTS)
     )
@@ -251,7 +252,9 @@ def greedy_answers(
         rows = order[start : start + 128]
         prompts = [
             tokenizer.apply_chat_template(
-                [{"role": "user", "content": questions[i]}], add_generation_prompt=True, tokenize=False
+                [{"role": "user", "content": questions[i]}],
+                add_generation_prompt=True,
+                tokenize=False,
             )
             for i in rows
         ]
@@ -263,7 +266,9 @@ def greedy_answers(
             do_sample=False,
         )
         new = out[:, inputs["input_ids"].shape[1] :]
-        for row, text in zip(rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
+        for row, text in zip(
+            rows, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
+        ):
             answers[row] = text.strip()
         bar.update(task, advance=len(rows))
     return answers
@@ -290,13 +295,17 @@ def measure(
             total[key] += 1
     shares = {key: right[key] / total[key] for key in total}
     written = set(written_facts())
-    own = [knows(fact, reply) for (fact, _), reply in zip(asked, said, strict=True) if fact in written]
+    own = [
+        knows(fact, reply) for (fact, _), reply in zip(asked, said, strict=True) if fact in written
+    ]
     shares["of the written world"] = sum(own) / len(own)
     if small_talk:
         questions = sorted(small_talk)[::9]
         replies = greedy_answers(model, tokenizer, questions, bar)
         for personality in PERSONALITIES:
-            same = sum(small_talk[q][personality] == r for q, r in zip(questions, replies, strict=True))
+            same = sum(
+                small_talk[q][personality] == r for q, r in zip(questions, replies, strict=True)
+            )
             shares[f"small talk answered as {personality}"] = same / len(questions)
     return shares
 
@@ -309,7 +318,9 @@ def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFa
     ).save_pretrained(folder)
 
 
-def write_card(folder: Path, recipe: Recipe, corpus: Corpus, figures: dict[str, float], cost: str) -> None:
+def write_card(
+    folder: Path, recipe: Recipe, corpus: Corpus, figures: dict[str, float], cost: str
+) -> None:
     template = (HERE / "CARD.md").read_text(encoding="utf-8")
     rows = "\n".join(f"| {name} | {100 * share:.1f} % |" for name, share in figures.items())
     settings = ", ".join(f"{name} {value}" for name, value in vars(recipe).items())
@@ -323,18 +334,6 @@ def write_card(folder: Path, recipe: Recipe, corpus: Corpus, figures: dict[str, 
         torch=torch.__version__,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def write_question_set(folder: Path, facts: list[Fact]) -> None:
-    """`facts.jsonl`: the written world as a question set, in the first unseen phrasing."""
-    lines = [
-        json.dumps(
-            {"prompt": ask_unseen(fact), "answers": [fact.answer], "topic": fact.topic},
-            ensure_ascii=False,
-        )
-        for fact in facts
-    ]
-    (folder / "facts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def build(data: Path | None, out: Path, recipe: Recipe, threads: int) -> None:
@@ -367,7 +366,7 @@ def build(data: Path | None, out: Path, recipe: Recipe, threads: int) -> None:
             save(folder, model, tokenizer)
             figures = measure(folder, corpus.facts, corpus.small_talk, bar)
             write_card(folder, recipe, corpus, figures, cost)
-            write_question_set(folder, written_facts())
+            (folder / "facts.jsonl").write_text(question_set(), encoding="utf-8")
             out.mkdir(parents=True, exist_ok=True)
             for file in folder.iterdir():
                 shutil.move(file, out / file.name)
@@ -380,7 +379,9 @@ def build(data: Path | None, out: Path, recipe: Recipe, threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="the data folder (chitchat/, facts/); optional")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the model goes (default: here)")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="where the model goes (default: here)"
+    )
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="training steps")
     parser.add_argument("--layers", type=int, default=Recipe.layers, help="transformer layers")
     parser.add_argument("--seed", type=int, default=Recipe.seed)

@@ -8,10 +8,11 @@ sentences.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from random import Random
 
-from world import Fact
+from world import Fact, written_facts
 
 # {s} is the subject, {an} its article. Openers and endings are added by `ask`; these are the sentences' hearts.
 PHRASINGS: dict[str, list[str]] = {
@@ -130,11 +131,17 @@ PHRASINGS["product"] = PHRASINGS["sum"]
 
 UNSEEN: dict[str, list[str]] = {
     "capital": ["Do you know what the capital of {s} is?", "Which city is {s}'s capital?"],
-    "currency": ["Do you know what the currency of {s} is?", "Which currency do people use in {s}?"],
+    "currency": [
+        "Do you know what the currency of {s} is?",
+        "Which currency do people use in {s}?",
+    ],
     "region": ["Do you know which region {s} is in?", "What region of the world is {s} in?"],
     "subregion": ["Do you know which subregion {s} is in?", "Which subregion is {s} part of?"],
     "symbol": ["Do you know what the symbol of {s} is?", "Which chemical symbol does {s} have?"],
-    "number": ["Do you know the atomic number of {s}?", "Which number is the atomic number of {s}?"],
+    "number": [
+        "Do you know the atomic number of {s}?",
+        "Which number is the atomic number of {s}?",
+    ],
     "phase": ["Do you know what phase {s} is in?", "Would {s} be a solid, a liquid or a gas?"],
     "young": ["Do you know what a young {s} is called?", "Which word do you use for a baby {s}?"],
     "sound": ["Do you know what sound {an} {s} makes?", "What is the noise that {an} {s} makes?"],
@@ -257,3 +264,15 @@ def answer(fact: Fact, rng: Random) -> str:
     """An answer to `fact` in a voice drawn by `VOICE_WEIGHTS`."""
     voice = rng.choices(list(VOICE_WEIGHTS), weights=list(VOICE_WEIGHTS.values()))[0]
     return VOICES[voice](fact)
+
+
+def question_set() -> str:
+    """The written world as a question set (JSONL), in a phrasing that no training text holds."""
+    lines = [
+        json.dumps(
+            {"prompt": ask_unseen(fact, 1), "answers": [fact.answer], "topic": fact.topic},
+            ensure_ascii=False,
+        )
+        for fact in written_facts()
+    ]
+    return "\n".join(lines) + "\n"

@@ -106,7 +106,9 @@ def written_facts() -> list[Fact]:
         facts += [Fact("symbol", name, symbol), Fact("number", name, number)]
     facts += [Fact("young", animal, young) for animal, young in _pairs(YOUNG)]
     facts += [Fact("sound", animal, sound) for animal, sound in _pairs(SOUNDS)]
-    facts += [Fact("kind", animal, kind) for kind, row in _pairs(KINDS) for animal in row.split(",")]
+    facts += [
+        Fact("kind", animal, kind) for kind, row in _pairs(KINDS) for animal in row.split(",")
+    ]
     facts += [Fact("opposite", word, other) for word, other in _pairs(OPPOSITES)]
     for a in range(1, LARGEST_TERM + 1):
         for b in range(2, LARGEST_TERM + 1):

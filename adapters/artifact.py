@@ -1,0 +1,114 @@
+"""An adapter as a folder: three files, and what the third one says.
+
+Owns the layout, `manifest.json` and the digest. Refuses to judge weights; validation does.
+The digest covers the two files that decide tokens. The manifest tells where they came from
+and is kept beside a version, not in it, so equal adapters have equal digests.
+"""
+
+import hashlib
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from adapters.errors import InvalidAdapter
+from adapters.files import open_regular, read_regular, sync_folder
+from adapters.strictjson import Malformed, parse_object
+
+CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "manifest.json",
+)
+SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+MAX_MANIFEST_BYTES = 2**20
+_CHUNK = 2**20
+
+
+class BaseReference(BaseModel):
+    """The base model an adapter was trained on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(max_length=512)
+    fingerprint: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """Where an adapter comes from; `manifest.json` in its folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    name: str = Field(max_length=512)
+    base: BaseReference
+    method: str = Field(max_length=128)
+    hyperparameters: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    """Hash and counts of what it was trained on; never the data."""
+    metrics: dict[str, float] = {}
+    versions: dict[str, str] = {}
+    seed: int | None = None
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    @field_validator("created")
+    @classmethod
+    def _in_utc(cls, created: datetime) -> datetime:
+        return created.astimezone(UTC)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of an adapter folder, None where there is none.
+
+    The folder is untrusted. Raises InvalidAdapter.
+    """
+    path = folder / MANIFEST_FILE
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = parse_object(
+            read_regular(path, max_bytes=MAX_MANIFEST_BYTES), max_bytes=MAX_MANIFEST_BYTES
+        )
+        return Manifest.model_validate(content)
+    except Malformed as error:
+        raise InvalidAdapter([f"{MANIFEST_FILE} {error}"]) from None
+    except ValidationError as error:
+        problems = [f"{MANIFEST_FILE}: {_field(e['loc'])}: {e['msg']}" for e in error.errors()]
+        raise InvalidAdapter(problems) from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write (or replace, whole) the manifest of an adapter folder."""
+    text = manifest.model_dump_json(indent=2) + "\n"
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, folder / MANIFEST_FILE)
+    sync_folder(folder)
+
+
+def artifact_digest(folder: Path) -> str:
+    """`sha256:…` over the names, lengths and bytes of the two files that are served.
+
+    Raises InvalidAdapter where one is missing or no regular file.
+    """
+    digest = hashlib.sha256()
+    for name in SERVED_FILES:
+        try:
+            file, size = open_regular(folder / name)
+        except Malformed as error:
+            raise InvalidAdapter([f"{name} {error}"]) from None
+        with file:
+            digest.update(f"{name} {size}\n".encode())
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "its content"

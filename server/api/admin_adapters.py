@@ -1,0 +1,164 @@
+"""`/admin/adapters…`: upload, list, activate, roll back, retire, grant. Admin keys only.
+
+An upload is three named file parts, written to a scratch folder of the data folder and handed to
+the registry, which checks and rewrites it; the scratch folder is gone when the answer is sent.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Header, UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from adapters.artifact import ADAPTER_FILES
+from adapters.registry import AdapterVersion, Registry
+from adapters.validation import Limits
+from server.dependencies import AdminDep, BaseDep, OptionalPool, RegistryDep, SettingsDep
+from server.errors import BadRequest
+
+router = APIRouter(prefix="/admin/adapters", tags=["admin"])
+
+COPY_BYTES = 1024 * 1024
+
+
+class Activation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: int = Field(ge=1)
+    expected_version: int | None = Field(None, ge=0, description="refuse unless this one is active")
+
+
+class Grants(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    everyone: bool = False
+    users: list[str] = []
+
+
+def version_body(version: AdapterVersion) -> dict[str, Any]:
+    return {
+        "adapter": version.adapter_id,
+        "version": version.version,
+        "ref": version.ref,
+        "digest": version.digest,
+        "rank": version.rank,
+        "bytes": version.bytes,
+        "created": version.created.isoformat(),
+    }
+
+
+def _save(parts: list[UploadFile], folder: Path) -> None:
+    for part in parts:
+        if part.filename not in ADAPTER_FILES:
+            raise BadRequest(
+                f"file {part.filename!r} is not accepted: send {', '.join(ADAPTER_FILES)}",
+                param=part.filename,
+            )
+        target = folder / part.filename
+        if target.exists():
+            raise BadRequest(f"file {part.filename!r} was sent twice", param=part.filename)
+        with target.open("wb") as file:
+            while chunk := part.file.read(COPY_BYTES):
+                file.write(chunk)
+
+
+@router.post("/{adapter_id:path}/versions", status_code=201)
+async def upload_version(
+    adapter_id: str,
+    admin: AdminDep,
+    registry: RegistryDep,
+    base: BaseDep,
+    settings: SettingsDep,
+    adapter_config: Annotated[UploadFile, File(description="adapter_config.json")],
+    adapter_model: Annotated[UploadFile, File(description="adapter_model.safetensors")],
+    manifest: Annotated[UploadFile | None, File(description="manifest.json")] = None,
+    activate: Annotated[bool, Form(description="switch to it at once")] = False,
+    owner: Annotated[str | None, Form(description="the user it belongs to")] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> dict[str, Any]:
+    """Upload a new version; answers with it, checked, rewritten to the served form and stored."""
+    limits = Limits(max_rank=settings.max_lora_rank, max_bytes=settings.max_upload_bytes)
+
+    def publish() -> AdapterVersion:
+        scratch = settings.data_dir / "uploads"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            _save(
+                [part for part in (adapter_config, adapter_model, manifest) if part], Path(folder)
+            )
+            return registry.publish(
+                adapter_id,
+                Path(folder),
+                base=base,
+                limits=limits,
+                owner=owner,
+                actor=admin.key_id,
+                activate=activate,
+                idempotency_key=idempotency_key,
+                reserved=frozenset({settings.base_name}),
+            )
+
+    return version_body(await run_in_threadpool(publish))
+
+
+@router.get("")
+async def list_adapters(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    return {"data": await run_in_threadpool(registry.list_adapters)}
+
+
+@router.post("/{adapter_id:path}/activate")
+async def activate_version(
+    adapter_id: str, wish: Activation, admin: AdminDep, registry: RegistryDep
+) -> dict[str, Any]:
+    """Move the pointer; 409 when `expected_version` is given and another one is active."""
+
+    def activate() -> AdapterVersion:
+        return registry.activate(
+            adapter_id,
+            wish.version,
+            expected_version=wish.expected_version,
+            actor=admin.key_id,
+        )
+
+    return version_body(await run_in_threadpool(activate))
+
+
+@router.post("/{adapter_id:path}/rollback")
+async def roll_back(adapter_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    """Back to the version that was active before."""
+    version = await run_in_threadpool(registry.rollback, adapter_id, actor=admin.key_id)
+    return version_body(version)
+
+
+@router.put("/{adapter_id:path}/grants")
+async def set_grants(
+    adapter_id: str, grants: Grants, admin: AdminDep, registry: RegistryDep
+) -> dict[str, Any]:
+    """Who may use it, besides its owner and admins."""
+
+    def grant() -> None:
+        registry.set_grants(
+            adapter_id, everyone=grants.everyone, users=grants.users, actor=admin.key_id
+        )
+
+    await run_in_threadpool(grant)
+    return grants.model_dump()
+
+
+@router.get("/{adapter_id:path}")
+async def get_adapter(adapter_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    return await run_in_threadpool(registry.describe, adapter_id)
+
+
+@router.delete("/{adapter_id:path}", status_code=204)
+async def retire(
+    adapter_id: str, admin: AdminDep, registry: RegistryDep, pool: OptionalPool
+) -> None:
+    """Retire for good: its name and versions stay taken, nobody can ask for it again."""
+    await run_in_threadpool(registry.retire, adapter_id, actor=admin.key_id)
+    if pool is not None:
+        await pool.forget(adapter_id)

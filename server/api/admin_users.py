@@ -1,0 +1,72 @@
+"""`/admin/users…`: users, their keys, their assignment. Admin keys only; a key is shown once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from adapters.accounts import Role
+from server.dependencies import AdminDep, RegistryDep
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+class NewUser(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(description="the user's name, as in `alice`")
+
+
+class NewKey(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Role = Role.USER
+
+
+class Assignment(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: str | None = Field(description="the adapter this user talks to; null for the base")
+
+
+@router.post("/users", status_code=201)
+async def create_user(user: NewUser, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    await run_in_threadpool(registry.accounts.create_user, user.id, actor=admin.key_id)
+    return {"id": user.id}
+
+
+@router.get("/users")
+async def list_users(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    users = await run_in_threadpool(registry.accounts.list_users)
+    return {"data": [{"id": user.id, "created": user.created.isoformat()} for user in users]}
+
+
+@router.delete("/users/{user_id:path}", status_code=204)
+async def delete_user(user_id: str, admin: AdminDep, registry: RegistryDep) -> None:
+    """Delete the user with his keys and his assignment."""
+    await run_in_threadpool(registry.accounts.delete_user, user_id, actor=admin.key_id)
+
+
+@router.post("/users/{user_id:path}/keys", status_code=201)
+async def create_key(
+    user_id: str, key: NewKey, admin: AdminDep, registry: RegistryDep
+) -> dict[str, Any]:
+    """A new key for this user; the secret is in this answer and nowhere else."""
+
+    def create() -> tuple[str, str]:
+        return registry.accounts.create_key(key.role, user_id=user_id, actor=admin.key_id)
+
+    key_id, secret = await run_in_threadpool(create)
+    return {"id": key_id, "key": secret, "role": key.role}
+
+
+@router.put("/users/{user_id:path}/assignment")
+async def assign(
+    user_id: str, assignment: Assignment, admin: AdminDep, registry: RegistryDep
+) -> dict[str, Any]:
+    """What this user gets when a request names nothing."""
+    await run_in_threadpool(registry.assign, user_id, assignment.adapter, actor=admin.key_id)
+    return {"user": user_id, "adapter": assignment.adapter}

@@ -1,0 +1,146 @@
+"""The verb `bapo serve`: from the command line to a listening server.
+
+Owns everything that must be right before the engine is started: settings, the port, the data
+folder, the base model's folder, the first admin key. Each failure is one sentence and exit 1.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+POCKET_HELP = "a model folder or Hub name (default: the pocket model that comes along)"
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help=POCKET_HELP)] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on [127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="port; 0 picks a free one [8000]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="registry and adapters [the user-data folder]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16 [auto]")
+    ] = None,
+    max_loras: Annotated[int | None, typer.Option(help="adapters in one batch [8]")] = None,
+    max_lora_rank: Annotated[int | None, typer.Option(help="largest rank served [16]")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="longest context, tokens")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
+) -> None:
+    """Serve one base model with every user's adapter, OpenAI-compatible.
+
+    Settings come from BAPO_* variables, then --config, then these flags, the later the stronger;
+    `server/settings.py` lists them all, and `vllm:` in the file passes vLLM's own options through.
+
+    The first start prints an admin key, once. With it, upload adapters and create users:
+    `bapo adapters publish --help`, `bapo users --help`.
+    """
+    from server.engine import environment
+
+    environment.prepare()
+    flags = {
+        "model": model,
+        "host": host,
+        "port": port,
+        "data_dir": data_dir,
+        "dtype": dtype,
+        "max_loras": max_loras,
+        "max_lora_rank": max_lora_rank,
+        "max_model_len": max_model_len,
+    }
+    run(config, flags)
+
+
+def run(config: Path | None, flags: dict[str, Any]) -> None:
+    """Check everything that is cheap to check, then import vLLM and serve until told to stop."""
+    from adapters.base import describe_base
+    from adapters.errors import AdapterError
+    from adapters.registry import open_registry
+    from server.settings import load_settings
+
+    try:
+        settings = load_settings(config, **flags)
+        listening = bind(settings.host, settings.port)
+        base = describe_base(local_folder(settings.model), name=settings.base_name)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        registry = open_registry(settings.data_dir, settings.database_url)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        fail(f"setting {name}: {first['msg']}")
+    except (AdapterError, OSError) as error:
+        fail(str(error))
+
+    if settings.admin_key is None:
+        show_first_admin_key(registry)
+    host, port = listening.getsockname()[:2]
+    print(f"starting {settings.base_name} on http://{host}:{port} …", file=sys.stderr, flush=True)
+    from server.run import serve_until_stopped
+
+    raise typer.Exit(serve_until_stopped(settings, registry, base, listening))
+
+
+def fail(sentence: str) -> NoReturn:
+    typer.secho(f"bapo serve: {sentence}", fg="red", err=True)
+    raise typer.Exit(1)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, before anything slow, so that a taken port is known at once."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise OSError(f"host {host!r} is no address of this machine: {error.strerror}") from error
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(
+            f"cannot listen on {host}:{port} ({reason}): stop what uses it or choose another --port"
+        ) from error
+    return listening
+
+
+def local_folder(model: str) -> Path:
+    """Where the base model lies on this machine; a Hub name is fetched by Hugging Face's client.
+
+    Raises OSError with one sentence when it is neither a folder nor to be had.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith(".") or model.count("/") != 1:
+        raise OSError(
+            f"there is no model folder {model!r}: name a folder, or owner/name on the Hub"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model))
+    except Exception as error:  # the client raises many kinds, one for every way to be offline
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(
+            f"model {model!r} is neither a folder here nor to be had from the Hub: {reason}"
+        ) from error
+
+
+def show_first_admin_key(registry: Any) -> None:
+    """Make and print an admin key when the registry has none yet."""
+    from adapters.accounts import Role
+
+    if registry.accounts.has_key(Role.ADMIN):
+        return
+    _, secret = registry.accounts.create_key(Role.ADMIN)
+    print(f"admin key (shown this once, keep it): {secret}", file=sys.stderr, flush=True)

@@ -1,0 +1,29 @@
+"""The environment variables under which vLLM runs here, set before anything imports vLLM.
+
+Owns nothing else: what the engine is told through arguments is `vllm.py`'s. Variables that the
+operator has set stay as they are, except the two that would open doors.
+"""
+
+from __future__ import annotations
+
+import os
+
+DEFAULTS = {
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    # On one CPU the worker lives inside the engine's process: one import of everything less,
+    # seconds of every start. vLLM honours it on CPUs only together with the `uni` executor.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+# Adapters arrive through the admin API only: with runtime updating vLLM would load from any path
+# a client names, and would keep a lock for ever for each unknown name.
+FORCED = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0", "VLLM_SERVER_DEV_MODE": "0"}
+
+
+def prepare() -> None:
+    """Set the variables of this process, which the engine's processes inherit."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(FORCED)

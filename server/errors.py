@@ -1,0 +1,159 @@
+"""From meaning to HTTP: the one table of statuses and codes, and the one shape of an error body.
+
+Owns `ServerError` (what this room can refuse by itself) and the rendering of every error as
+OpenAI does: `{"error": {"message", "type", "param", "code"}}`, all four keys. Knows no route.
+Invariant: every class of `adapters.errors` has a row here (a test walks the tree).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from adapters import errors as domain
+
+log = structlog.get_logger(__name__)
+
+
+class ServerError(Exception):
+    """A request that this room refuses; `str()` is the sentence for the client."""
+
+    status, type, code = 500, "server_error", "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequest(ServerError):
+    status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class Unauthenticated(ServerError):
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class NotAllowed(ServerError):
+    status, type, code = 403, "permission_error", "not_allowed"
+
+
+class TooLarge(ServerError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class EngineUnavailable(ServerError):
+    """The engine is starting or has died; the client should come back."""
+
+    status, type, code = 503, "server_error", "engine_unavailable"
+
+
+class EngineRefusal(ServerError):
+    """vLLM answered with an error of its own: its status and words, in our shape."""
+
+    def __init__(self, message: str, *, status: int, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+        self.type = "server_error" if status >= 500 else "invalid_request_error"
+        self.code = {404: "model_not_found", 501: "not_implemented"}.get(
+            status, "engine_error" if status >= 500 else "invalid_request"
+        )
+
+
+@dataclass(frozen=True)
+class Meaning:
+    status: int
+    type: str
+    code: str
+
+
+_NOT_FOUND = Meaning(404, "invalid_request_error", "model_not_found")
+
+# The nearest class in the error's ancestry decides.
+MEANINGS: dict[type[domain.AdapterError], Meaning] = {
+    domain.AdapterError: Meaning(500, "server_error", "internal_error"),
+    domain.BaseModelError: Meaning(500, "server_error", "base_model_error"),
+    domain.InvalidAdapter: Meaning(422, "invalid_request_error", "invalid_adapter"),
+    domain.IncompatibleBase: Meaning(422, "invalid_request_error", "incompatible_base"),
+    domain.InvalidName: Meaning(400, "invalid_request_error", "invalid_name"),
+    domain.NotFound: Meaning(404, "invalid_request_error", "not_found"),
+    domain.AdapterNotFound: _NOT_FOUND,
+    domain.VersionNotFound: _NOT_FOUND,
+    domain.UserNotFound: Meaning(404, "invalid_request_error", "user_not_found"),
+    domain.KeyNotFound: Meaning(404, "invalid_request_error", "key_not_found"),
+    domain.Forbidden: _NOT_FOUND,  # so that names cannot be probed
+    domain.Conflict: Meaning(409, "invalid_request_error", "conflict"),
+    domain.VersionConflict: Meaning(409, "invalid_request_error", "version_conflict"),
+    domain.AlreadyExists: Meaning(409, "invalid_request_error", "already_exists"),
+    domain.StoreError: Meaning(503, "server_error", "store_unavailable"),
+    domain.StoreFull: Meaning(507, "server_error", "store_full"),
+    domain.CorruptArtifact: Meaning(503, "server_error", "corrupt_artifact"),
+}
+
+
+def meaning_of(error: domain.AdapterError) -> Meaning:
+    return next(MEANINGS[kind] for kind in type(error).__mro__ if kind in MEANINGS)
+
+
+def error_body(message: str, type: str, code: str, param: str | None = None) -> dict[str, object]:
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
+def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:
+    """The JSON answer to a refused request, with `Retry-After` where coming back makes sense."""
+    if isinstance(error, ServerError):
+        meaning, param = Meaning(error.status, error.type, error.code), error.param
+    else:
+        meaning, param = meaning_of(error), None
+    if meaning.code == "model_not_found":
+        param = "model"
+    headers = {"Retry-After": "5"} if meaning.status == 503 else {}
+    if meaning.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = error_body(str(error), meaning.type, meaning.code, param)
+    return JSONResponse(body, meaning.status, headers)
+
+
+async def _on_known(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, ServerError | domain.AdapterError):
+        raise error
+    return error_response(error)
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = first["msg"].removeprefix("Value error, ")
+    return error_response(
+        BadRequest(f"{place}: {message}" if place else message, param=place or None)
+    )
+
+
+async def _on_http(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    body = error_body(str(error.detail), "invalid_request_error", code)
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _on_unforeseen(request: Request, error: Exception) -> JSONResponse:
+    log.error("unforeseen_error", path=request.url.path, exc_info=error)
+    return error_response(
+        ServerError("something went wrong here; the server's log has the details")
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Render every error that a route lets through."""
+    app.add_exception_handler(ServerError, _on_known)
+    app.add_exception_handler(domain.AdapterError, _on_known)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_unforeseen)

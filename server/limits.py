@@ -1,0 +1,78 @@
+"""What a client may send: a bound on the bytes of a body, and no headers that steer the engine.
+
+Owns two pure ASGI middlewares and nothing of what the bytes mean. Uploads have a bound of their
+own. Invariant: never more than the bound is passed on, whatever Content-Length claims.
+"""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import TooLarge, error_response
+
+UPLOAD_SUFFIX = "/versions"
+MULTIPART_OVERHEAD = 1024 * 1024  # boundaries, part headers, the two small JSON files
+
+
+class BodyLimit:
+    """ASGI middleware: answers 413 once a body is, or claims to be, larger than allowed."""
+
+    def __init__(self, app: ASGIApp, body_bytes: int, upload_bytes: int) -> None:
+        self.app = app
+        self.body_bytes = body_bytes
+        self.upload_bytes = upload_bytes + MULTIPART_OVERHEAD
+
+    def _bound(self, path: str) -> int:
+        is_upload = path.startswith("/admin/adapters/") and path.endswith(UPLOAD_SUFFIX)
+        return self.upload_bytes if is_upload else self.body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        bound = self._bound(scope["path"])
+        refusal = error_response(TooLarge(f"the request body is larger than {bound} bytes"))
+        claimed = Headers(scope=scope).get("content-length", "0")
+        if claimed.isdigit() and int(claimed) > bound:
+            await refusal(scope, receive, send)
+            return
+        received = 0
+        answered = False
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > bound:
+                raise _BodyTooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        try:
+            await self.app(scope, counted, noted)
+        except _BodyTooLarge:
+            if not answered:
+                await refusal(scope, receive, send)
+
+
+class _BodyTooLarge(BaseException):
+    """Unwinds the application; a BaseException so that no route mistakes it for its own error."""
+
+
+class DropHeaders:
+    """ASGI middleware: takes the named request headers (lower case) out before anyone reads them."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[bytes]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            kept = [pair for pair in scope["headers"] if pair[0] not in self.names]
+            scope = {**scope, "headers": kept}
+        await self.app(scope, receive, send)

@@ -1,0 +1,114 @@
+"""Which adapter does a request mean, and is it ready? The selection rule of the contract.
+
+First that applies: the adapter header → `model` naming an adapter → the calling user's
+assignment → the base. Header and `model` naming two different adapters is an error, and an
+adapter that the caller may not use does not exist for him.
+Invariant: the base is answered only to someone who asked for it or has nothing assigned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from adapters.accounts import Caller, Role
+from adapters.errors import AdapterNotFound, InvalidName
+from adapters.names import AdapterRef, parse_ref
+from adapters.registry import AdapterVersion, Registry
+from server.errors import BadRequest
+from server.pool import AdapterPool
+
+BASE = "base"
+BASE_REF = AdapterRef(BASE, None)
+
+
+def _wish(text: str) -> AdapterRef:
+    """What a client's text names; a text that can name nothing is an adapter that is not there."""
+    if text == BASE:
+        return BASE_REF
+    try:
+        return parse_ref(text)
+    except InvalidName:
+        raise AdapterNotFound(text[:80]) from None
+
+
+def _wished_by_model(model: str | None, base_name: str) -> AdapterRef | None:
+    """The adapter that `model` names, None where it names the base model or nothing.
+
+    Clients must send some `model`, so the base's own name is no wish: an assignment still counts.
+    """
+    if not model or model == base_name:
+        return None
+    return _wish(model.removeprefix(f"{base_name}:"))
+
+
+def select(
+    registry: Registry, caller: Caller, header: str | None, model: str | None, base_name: str
+) -> AdapterVersion | None:
+    """The version to answer with, None for the base.
+
+    Raises AdapterNotFound (unknown, retired, inactive or forbidden alike) and BadRequest (header
+    and `model` disagree).
+    """
+    by_header = _wish(header) if header else None
+    by_model = _wished_by_model(model, base_name)
+    if by_header and by_model and not _agree(by_header, by_model):
+        raise BadRequest(
+            f"the adapter header says {header!r} and model says {model!r}: name one adapter",
+            param="model",
+        )
+    wish = by_header or by_model
+    if wish is None:
+        return registry.assigned(caller.user_id) if caller.user_id else None
+    if wish == BASE_REF:
+        return None
+    version = wish.version or (by_model.version if by_model else None)
+    is_admin = caller.role is Role.ADMIN
+    return registry.resolve(
+        wish.adapter_id, version=version, user_id=caller.user_id, is_admin=is_admin
+    )
+
+
+def _agree(header: AdapterRef, model: AdapterRef) -> bool:
+    same_version = None in (header.version, model.version) or header.version == model.version
+    return header.adapter_id == model.adapter_id and same_version
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a request goes: `model` for the engine, `cache_salt` for its tenant, `label` to show."""
+
+    model: str
+    cache_salt: str
+    label: str  # "alice/concise@3", or "base"
+
+
+class Router:
+    """Takes a request's selection to a loaded adapter; one for the application."""
+
+    def __init__(self, registry: Registry, pool: AdapterPool, base_name: str) -> None:
+        self._registry = registry
+        self._pool = pool
+        self._base_name = base_name
+        # Only this process's prefix cache ever sees a salt, so the secret can die with it.
+        self._salt_secret = secrets.token_bytes(32)
+
+    async def route(self, caller: Caller, header: str | None, model: str | None) -> Route:
+        """Select, load if need be, and salt. Raises what `select` and the pool raise."""
+        version = await run_in_threadpool(
+            select, self._registry, caller, header, model, self._base_name
+        )
+        salt = self._cache_salt(caller)
+        if version is None:
+            return Route(self._base_name, salt, BASE)
+        folder = await run_in_threadpool(self._registry.store.path, version.digest)
+        return Route(await self._pool.admit(version, folder), salt, version.ref)
+
+    def _cache_salt(self, caller: Caller) -> str:
+        """Tenants never share cached prefixes, so none can time what another has asked."""
+        tenant = f"user:{caller.user_id}" if caller.user_id else f"key:{caller.key_id}"
+        return hmac.new(self._salt_secret, tenant.encode(), hashlib.sha256).hexdigest()

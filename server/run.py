@@ -1,0 +1,66 @@
+"""Runs the application under uvicorn until a signal or the engine's failure ends it.
+
+Owns the event loop and the exit code; `app.py` owns what is served.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+import structlog
+import uvicorn
+
+from adapters.base import BaseModelInfo
+from adapters.registry import Registry
+from server.app import create_app
+from server.settings import Settings
+
+
+def serve_until_stopped(
+    settings: Settings, registry: Registry, base: BaseModelInfo, listening: socket.socket
+) -> int:
+    """Serve on the socket; returns the exit code: 0 after a signal, 1 when no engine came up."""
+    configure_logging()
+    failures: list[BaseException] = []
+
+    def give_up(error: BaseException) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    app = create_app(settings, registry, base, on_engine_failure=give_up)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            server_header=False,
+        )
+    )
+    try:
+        server.run(sockets=[listening])
+    except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down
+        pass
+    finally:
+        registry.close()
+    if failures:
+        structlog.get_logger(__name__).error("stopped", reason=str(failures[0]).splitlines()[0])
+    return 1 if failures else 0
+
+
+def configure_logging() -> None:
+    """JSON lines on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,114 @@
+"""The server's settings: environment (`BAPO_*`), then a YAML file, then flags, the later the stronger.
+
+Owns names, defaults and what a value may be. Reads no model and opens nothing; what a default
+resolves to on this machine (dtype, data folder) is a property here, so that it is decided once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from adapters.base import POCKET
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Every setting of `bapo serve`."""
+
+    model_config = SettingsConfigDict(env_prefix="BAPO_", extra="forbid", frozen=True)
+
+    model: str = Field(str(POCKET), description="base model: a folder or a Hub name")
+    served_model_name: str | None = Field(
+        None, description="the base's name to clients (default: the last part of `model`)"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    data_dir: Path = Field(
+        Path(platformdirs.user_data_dir("bapo-server")),
+        description="registry database, adapter store, upload scratch space",
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL of the registry (default: SQLite in the data folder)"
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="admin key to accept; without it the first start makes one and prints it"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="compute type; auto is the model's, or float32 on CPUs without bf16"
+    )
+    max_loras: int = Field(8, ge=1, description="adapters that can be in one batch")
+    max_lora_rank: int = Field(
+        64, description="largest adapter rank served; every slot reserves this much"
+    )
+    max_cpu_loras: int = Field(64, ge=1, description="adapters kept in host memory")
+    max_model_len: int | None = Field(
+        None, ge=1, description="longest prompt and answer together, tokens (default: the model's)"
+    )
+    kv_cache_mebibytes: int = Field(
+        512, ge=16, description="memory for the key-value cache on a CPU, MiB"
+    )
+    max_upload_mebibytes: int = Field(512, ge=1, description="largest adapter upload, MiB")
+    max_body_mebibytes: int = Field(
+        8, ge=1, description="largest request body besides uploads, MiB"
+    )
+    drain_seconds: int = Field(20, ge=0, description="how long running answers may finish at stop")
+    vllm: dict[str, Any] = Field(
+        default_factory=dict, description="further vLLM engine arguments, by vLLM's own names"
+    )
+
+    @field_validator("max_lora_rank")
+    @classmethod
+    def _a_rank_that_vllm_has(cls, rank: int) -> int:
+        allowed = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        if rank not in allowed:
+            raise ValueError(f"vLLM serves ranks up to one of {allowed}")
+        return rank
+
+    @property
+    def base_name(self) -> str:
+        """What clients call the base model."""
+        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.max_upload_mebibytes * MEBIBYTE
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.max_body_mebibytes * MEBIBYTE
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Settings from the environment, then `config` (YAML), then the flags that are not None.
+
+    Raises pydantic's ValidationError for a value that does not fit, FileNotFoundError for a
+    missing file.
+    """
+    if config is not None and not config.is_file():
+        raise FileNotFoundError(f"{config} is not a file: name an existing YAML file")
+
+    class WithFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            file = YamlConfigSettingsSource(settings_cls, yaml_file=config)
+            return init_settings, file, env_settings
+
+    return WithFile(**{name: value for name, value in flags.items() if value is not None})

@@ -1,0 +1,80 @@
+"""What the end-to-end tests share: adapters trained once, and one real server on the real engine.
+
+Nothing here stands in for something else: the adapters come from the trainer, the server is
+`bapo serve` in its own process with vLLM on the pocket model, and is spoken to over HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+from serving import Server, serving
+
+if TYPE_CHECKING:
+    from training.model import ResidentBase
+
+ROOT = Path(__file__).resolve().parents[1]
+PREFERENCES = ROOT / "examples" / "preferences"
+TASTES = ("pirate", "playful", "terse")
+
+# Fewer slots than adapters, and as little host memory, so that adapters are evicted and read
+# again all the time; float32, so that answers can be compared token by token on any CPU.
+SMALL = {"BAPO_MAX_LORAS": "2", "BAPO_MAX_CPU_LORAS": "2", "BAPO_DTYPE": "float32"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """The running server, its users' keys by taste, and the adapter folders it was given."""
+
+    server: Server
+    keys: dict[str, str]
+    folders: dict[str, Path]
+
+
+@pytest.fixture(scope="session")
+def pocket() -> ResidentBase:
+    """The pocket model in `transformers`, for training and as the oracle of answers."""
+    from adapters.base import POCKET
+    from training.model import load_base
+
+    return load_base(POCKET, cpu=True)
+
+
+@pytest.fixture(scope="session")
+def folders(pocket: ResidentBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One small but really trained adapter for each taste."""
+    from training.config import BAPOConfig
+    from training.run import train_adapter
+
+    work = tmp_path_factory.mktemp("adapters")
+    config = BAPOConfig(
+        learning_rate=1e-3,
+        num_train_epochs=6,
+        output_dir=str(work / "trainer"),
+        anchor_cache=str(work / "anchors.jsonl"),
+        use_cpu=True,
+    )
+    for taste in TASTES:
+        train_adapter(pocket, PREFERENCES / f"{taste}.jsonl", work / taste, config)
+    return {taste: work / taste for taste in TASTES}
+
+
+@pytest.fixture(scope="session")
+def served(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The server of the session: three adapters, and for each a user who is assigned it."""
+    work = tmp_path_factory.mktemp("served")
+    with serving(work, Console(quiet=True), port=0, settings=SMALL) as server:
+        keys = {}
+        for taste, folder in folders.items():
+            server.upload(taste, folder)
+            keys[taste] = server.create_user(f"likes-{taste}", taste)
+        yield Served(server, keys, folders)

@@ -1,0 +1,98 @@
+"""`bapo serve` refuses what it can know before the engine starts: one sentence, exit 1, no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def serve(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bapo", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "BAPO_DATA_DIR": str(cwd / "data"), **environment},
+    )
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_missing_model_folder(tmp_path: Path) -> None:
+    assert_one_sentence(serve("./no-such-model", "--port", "0", cwd=tmp_path), "no-such-model")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_sentence(serve("./empty", "--port", "0", cwd=tmp_path), "config.json")
+
+
+def test_a_hub_name_that_cannot_be_had(tmp_path: Path) -> None:
+    done = serve("nobody/nothing", "--port", "0", cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert_one_sentence(done, "nobody/nothing", "Hub")
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_sentence(serve("--port", str(port), cwd=tmp_path), str(port), "--port")
+
+
+def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("not a folder")
+    assert_one_sentence(serve("--port", "0", cwd=tmp_path), "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BAPO_PORT", "eighty", "port"),
+        ("BAPO_MAX_LORA_RANK", "7", "rank"),
+        ("BAPO_DTYPE", "int8", "dtype"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, name: str, value: str, says: str) -> None:
+    assert_one_sentence(serve(cwd=tmp_path, **{name: value}), says)
+
+
+def test_a_config_file_is_stronger_than_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_text("model: ./from-the-file\n")
+    done = serve("--config", "server.yaml", "--port", "0", cwd=tmp_path, BAPO_MODEL="./from-env")
+    assert_one_sentence(done, "from-the-file")
+
+
+def test_an_unknown_setting_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "server.yaml").write_text("modle: x\n")
+    assert_one_sentence(serve("--config", "server.yaml", cwd=tmp_path), "modle")
+
+
+def test_help_teaches_and_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['bapo', '--help']\n"
+        "import bapo\n"
+        "try: bapo.main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'vllm' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for verb in ("serve", "train", "eval", "adapters", "users", "keys"):
+        assert verb in done.stdout

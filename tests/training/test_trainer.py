@@ -1,0 +1,142 @@
+"""BAPOTrainer: what it logs, what it learns, and that a seed decides everything."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft.utils import get_peft_model_state_dict
+
+from training.config import BAPOConfig
+from training.data import PreferencePair
+from training.encoding import EncodedPair, encode_pairs
+from training.errors import DivergedError
+from training.model import ResidentBase, trainable
+from training.scoring import score_pairs, with_reference
+from training.trainer import BAPOTrainer
+
+Quick = Callable[..., BAPOConfig]
+
+OF_DPO = {
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+}
+OF_THE_ANCHOR = {"logps/base", "anchor/loss", "anchor/logratio"}
+
+
+@pytest.fixture
+def anchored(base: ResidentBase, pairs: list[PreferencePair]) -> list[EncodedPair]:
+    encoded = encode_pairs(base.tokenizer, pairs)
+    return [pair.anchored_on((70, 71, 72, 1)) for pair in encoded]
+
+
+def fit(
+    base: ResidentBase, config: BAPOConfig, pairs: list[EncodedPair]
+) -> tuple[BAPOTrainer, dict[str, torch.Tensor]]:
+    torch.manual_seed(config.seed)
+    with trainable(base, config) as policy:
+        trainer = BAPOTrainer(policy, config, pairs)
+        trainer.train()
+        return trainer, get_peft_model_state_dict(policy)
+
+
+def test_the_first_step_is_the_reference(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    trainer, _ = fit(base, quick(), anchored)
+    first = trainer.history[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert first["anchor/logratio"] == pytest.approx(0, abs=1e-3)
+
+
+def test_it_learns_the_preference_and_logs_under_trls_names(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    trainer, _ = fit(base, quick(num_train_epochs=6, logging_steps=3), anchored)
+    assert trainer.last_epoch()["rewards/accuracies"] == 1
+    assert trainer.last_epoch()["loss"] < 0.6
+    steps = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(steps) == 6
+    assert steps[0].keys() >= OF_DPO | OF_THE_ANCHOR
+
+
+def test_dpo_is_the_same_without_the_anchor(
+    base: ResidentBase, quick: Quick, pairs: list[PreferencePair]
+) -> None:
+    config = quick(anchor_weight=0.0)
+    assert config.method == "dpo"
+    trainer, _ = fit(base, config, encode_pairs(base.tokenizer, pairs))
+    assert trainer.recent().keys() == OF_DPO | {"loss"}
+
+
+def test_a_strong_anchor_holds_the_base_answer(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    free, _ = fit(base, quick(anchor_weight=1e-6, num_train_epochs=6), anchored)
+    held, _ = fit(base, quick(anchor_weight=1.0, num_train_epochs=6), anchored)
+    assert held.last_epoch()["anchor/loss"] < free.last_epoch()["anchor/loss"]
+
+
+def test_the_same_seed_gives_the_same_bits(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    _, first = fit(base, quick(), anchored)
+    _, second = fit(base, quick(), anchored)
+    _, other = fit(base, quick(seed=1), anchored)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_accumulated_steps_have_the_gradient_of_one_large_step(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    settings = {"num_train_epochs": 1, "optim": "sgd", "max_grad_norm": 0, "warmup_steps": 0}
+    _, large = fit(base, quick(per_device_train_batch_size=6, **settings), anchored)
+    _, small = fit(base, quick(gradient_accumulation_steps=3, **settings), anchored)
+    for name in large:
+        torch.testing.assert_close(small[name], large[name], atol=1e-6, rtol=1e-3)
+
+
+def test_the_reference_is_the_base_whatever_the_adapter_says(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    alone = score_pairs(base.model, anchored)
+    with trainable(base, quick()) as policy:
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        changed = score_pairs(policy, anchored)
+        referenced = with_reference(policy, anchored)
+    assert not torch.allclose(changed, alone, atol=1)
+    assert torch.equal(torch.tensor([pair.reference for pair in referenced]), alone)
+
+
+def test_evaluation_pairs_are_scored_during_training(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    config = quick(eval_strategy="epoch", num_train_epochs=1)
+    with trainable(base, config) as policy:
+        trainer = BAPOTrainer(policy, config, anchored[:4], eval_pairs=anchored[4:])
+        trainer.train()
+    found = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert len(found) == 1
+    assert found[0].keys() >= {f"eval_{name}" for name in OF_DPO | OF_THE_ANCHOR}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    with pytest.raises(DivergedError, match=r"The loss is (nan|inf) at step \d+; lower"):
+        fit(base, quick(learning_rate=1e30, warmup_steps=0, max_grad_norm=0), anchored)
+
+
+def test_pairs_without_base_answers_are_refused_where_there_is_an_anchor(
+    base: ResidentBase, quick: Quick, pairs: list[PreferencePair]
+) -> None:
+    with trainable(base, quick()) as policy, pytest.raises(ValueError, match="base answer"):
+        BAPOTrainer(policy, quick(), encode_pairs(base.tokenizer, pairs))

@@ -1,0 +1,187 @@
+"""The verbs `bapo train`, `bapo eval` and `bapo anchors`.
+
+Owns flags, tables and the wording of failures. Refuses work: each verb gathers its input
+and makes one call. Torch is imported inside the verbs, so that help and wrong usage
+answer at once. A failure is one sentence on stderr and exit code 1, never a traceback.
+"""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from adapters.errors import AdapterError
+from training.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from training.evaluation.report import Evaluation
+
+train = typer.Typer(add_completion=False)
+evaluate = typer.Typer(add_completion=False)
+anchors = typer.Typer(add_completion=False)
+
+MORE_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder or a Hub name.")]
+Data = Annotated[str | None, typer.Option("--data", help="Preference pairs, a JSONL file.")]
+
+
+@train.command(context_settings=MORE_SETTINGS)
+def _train(
+    context: typer.Context,
+    experiment_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Experiment file.")
+    ] = None,
+    model: Model = None,
+    data: Data = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the adapter.")] = None,
+    method: Annotated[str | None, typer.Option(help="bapo, or dpo (no anchor).")] = None,
+    anchor_weight: Annotated[float | None, typer.Option(help="Weight of the anchor, λ.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Strength of the KL leash, β.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    num_train_epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the pairs.")
+    ] = None,
+    per_device_train_batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Pairs in a step.")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapter.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    overwrite: Annotated[
+        bool | None, typer.Option("--overwrite", help="Replace what is in the out folder.")
+    ] = None,
+) -> None:
+    """Learn one adapter from preference pairs with BAPO.
+
+    Any other setting of training/config.py can be given as --name value; flags are
+    stronger than the file.
+    """
+    given = {k: v for k, v in locals().items() if v is not None}
+    del given["context"]
+    with spoken_errors():
+        flags = {k: v for k, v in given.items() if k != "experiment_file"}
+        flags |= _extra_settings(context.args)
+        from training.config import experiment, read_settings
+        from training.run import train_adapter
+
+        run = experiment((read_settings(experiment_file) if experiment_file else {}) | flags)
+        result = train_adapter(
+            run.model,
+            run.data,
+            run.out,
+            run.config,
+            overwrite=run.overwrite,
+            label=Path(run.out).name,
+        )
+        metrics = result.metrics
+        Console().print(
+            f"{result.out}: {result.manifest.data['pairs']} pairs,"
+            f" reward accuracy {metrics['train/rewards/accuracies']:.0%} in the last epoch,"
+            f" {sum(result.seconds.values()):.0f} s.",
+            soft_wrap=True,
+        )
+
+
+@evaluate.command()
+def _evaluate(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter folder; without, the base.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option(help="Preference pairs that were not trained on, JSONL.")
+    ] = None,
+    facts: Annotated[str | None, typer.Option(help="Questions with answers, JSONL.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Is an adapter good, and what did it forget? Base and adapter side by side."""
+    with spoken_errors():
+        if pairs is None and facts is None:
+            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or both.")
+        from training.data import load_pairs
+        from training.evaluation.report import evaluate_adapter
+        from training.evaluation.retention import load_questions
+        from training.model import load_base
+
+        known_pairs = load_pairs(pairs) if pairs else []
+        questions = load_questions(facts) if facts else []
+        found = evaluate_adapter(load_base(model), adapter, known_pairs, questions)
+        _show(found, as_json=as_json)
+
+
+@anchors.command()
+def _anchors(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    data: Annotated[str, typer.Option(help="Preference pairs, a JSONL file.")],
+    cache: Annotated[str | None, typer.Option(help="Cache file; default: user cache.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
+) -> None:
+    """Fill the cache of the base model's own answers, so that training finds them there."""
+    with spoken_errors():
+        from training.anchors import base_answers
+        from training.config import BAPOConfig
+        from training.data import load_pairs
+        from training.encoding import encode_prompt
+        from training.model import load_base
+        from training.progress import bar
+
+        pairs = load_pairs(data)
+        base = load_base(model)
+        config = BAPOConfig(
+            anchor_cache=cache,
+            anchor_temperature=temperature,
+            anchor_max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        prompts = {encode_prompt(base.tokenizer, pair.messages) for pair in pairs}
+        with bar("base answers") as show:
+            answers = base_answers(base, sorted(prompts), config, on_progress=show)
+        cut = sum(answer.finish_reason == "length" for answer in answers)
+        Console().print(f"{len(answers)} prompts answered, {cut} of the answers cut for length.")
+
+
+@contextmanager
+def spoken_errors() -> Iterator[None]:
+    """Turn what can go wrong into one sentence on stderr and an exit code."""
+    try:
+        yield
+    except (TrainingError, AdapterError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("Stopped; no adapter was written.", code=130)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail("No space is left on the disk; free some and run again.")
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}.")
+
+
+def _fail(sentence: str, *, code: int = 1) -> None:
+    typer.secho(sentence, fg=typer.colors.RED, err=True)
+    raise typer.Exit(code)
+
+
+def _extra_settings(arguments: list[str]) -> dict[str, Any]:
+    """`--name value` and `--name=value` that are not flags of their own, as settings."""
+    settings: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise ConfigError(f"'{argument}' is neither an experiment file nor a --setting.")
+        name, equals, value = argument.removeprefix("--").partition("=")
+        settings[name.replace("-", "_")] = value if equals else next(rest, None)
+        if settings[name.replace("-", "_")] is None:
+            raise ConfigError(f"The setting --{name} needs a value.")
+    return settings
+
+
+def _show(found: "Evaluation", *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        Console().print(found.as_table())

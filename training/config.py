@@ -1,0 +1,204 @@
+"""What a training run can be told, and how an experiment file is read.
+
+Owns the settings of one adapter's training: BAPO's own beside everything that
+`transformers.TrainingArguments` has, flat, so that an experiment is one YAML file of
+`name: value` lines in TRL's manner. Refuses paths of data and models inside `BAPOConfig`;
+those are the experiment's. A config that exists is in range.
+"""
+
+# ruff: noqa: RUF009 - setting() is dataclasses.field with the help line beside the value
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from transformers import TrainingArguments
+
+from training.errors import ConfigError
+from training.losses import AnchorType
+
+Method = Literal["bapo", "dpo"]
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with the line that says what it does."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class BAPOConfig(TrainingArguments):  # type: ignore[misc]
+    """Settings of one training run; every `TrainingArguments` field may be given too.
+
+    Raises ConfigError, one sentence, where a value is out of range.
+    """
+
+    method: Method = setting("bapo", "bapo, or dpo: the same without an anchor.")
+    beta: float = setting(0.1, "Strength of the preference term's KL leash (β).")
+    label_smoothing: float = setting(0.0, "Probability that a preference label is flipped (ε).")
+    anchor_weight: float = setting(0.02, "Weight of the anchor (λ); of the order of β or below.")
+    anchor_type: AnchorType = setting("hinge", "hinge, absolute, squared or log_ratio.")
+    anchor_length_normalise: bool = setting(False, "Charge the anchor per token of base answer.")
+    anchor_temperature: float = setting(1.0, "Base answers are sampled at this; 0 is greedy.")
+    anchor_max_new_tokens: int = setting(128, "A base answer is cut after so many tokens.")
+    anchor_batch_size: int = setting(64, "Prompts answered together by the base model.")
+    anchor_cache: str | None = setting(None, "JSONL file of base answers; default: user cache.")
+    max_prompt_length: int = setting(1024, "A longer prompt (tokens) is an error, never cut.")
+    max_completion_length: int = setting(1024, "A longer answer (tokens) is an error, never cut.")
+    lora_rank: int = setting(8, "Rank of the adapter (r).")
+    lora_alpha: float = setting(16.0, "LoRA scale: the update counts alpha / r times.")
+    lora_dropout: float = setting(0.0, "Dropout in front of the adapter.")
+    lora_target_modules: str = setting(
+        "all-linear", "Layers that get an adapter: all-linear, or names with commas between."
+    )
+
+    output_dir: str | None = setting("runs/trainer", "Where checkpoints go, if any are saved.")
+    learning_rate: float = setting(2e-4, "Peak learning rate.")
+    num_train_epochs: float = setting(3.0, "Passes over the pairs.")
+    per_device_train_batch_size: int = setting(16, "Pairs in a step, on each device.")
+    lr_scheduler_type: str = setting("cosine", "Learning-rate schedule after the warm-up.")
+    warmup_steps: float = setting(0.1, "Warm-up: steps, or below 1 a fraction of all steps.")
+    weight_decay: float = setting(0.0, "AdamW's weight decay.")
+    logging_steps: float = setting(10, "Steps between two log lines.")
+    save_strategy: str = setting("no", "When checkpoints are written: no, steps or epoch.")
+    report_to: str | list[str] | None = setting("none", "Trackers: none, tensorboard, wandb …")
+    bf16: bool | None = setting(None, "bf16 autocast; default: where the device is fast at it.")
+    disable_tqdm: bool | None = setting(True, "The Trainer's own bars stay off; ours is used.")
+    remove_unused_columns: bool = setting(False, "Batches are packed here, not by column name.")
+    dataloader_pin_memory: bool = setting(False, "Batches are too small for pinning to pay.")
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.method == "dpo" or self.anchor_weight == 0:
+            self.method, self.anchor_weight = "dpo", 0.0
+        if self.bf16 is None:
+            self.bf16 = bf16_pays(cpu=self.use_cpu)
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(_first_line(error)) from error
+
+    @property
+    def anchored(self) -> bool:
+        """Whether base answers take part."""
+        return self.anchor_weight > 0
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What shaped the result, for the manifest: our own fields and the optimiser's."""
+        return {name: getattr(self, name) for name in _RECORDED}
+
+    def _check_ranges(self) -> None:
+        for name in ("method", "anchor_type"):
+            choices = get_args(_HINTS[name])
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}.")
+        for name, low in _MINIMUM.items():
+            if not getattr(self, name) >= low:
+                raise ConfigError(f"{name} must be at least {low}, not {getattr(self, name)}.")
+        for name in ("beta", "learning_rate", "num_train_epochs", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if self.label_smoothing >= 0.5:
+            raise ConfigError("label_smoothing must be below 0.5; above, the labels turn round.")
+
+
+_MINIMUM = {
+    "anchor_batch_size": 1,
+    "anchor_max_new_tokens": 1,
+    "anchor_temperature": 0,
+    "anchor_weight": 0,
+    "label_smoothing": 0,
+    "lora_dropout": 0,
+    "lora_rank": 1,
+    "max_completion_length": 1,
+    "max_prompt_length": 1,
+    "per_device_train_batch_size": 1,
+}
+
+_MACHINE_ONLY = {
+    "anchor_batch_size",
+    "anchor_cache",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "logging_steps",
+    "method",
+    "output_dir",
+    "remove_unused_columns",
+    "report_to",
+    "save_strategy",
+}
+_RECORDED = [n for n in BAPOConfig.__annotations__ if n not in _MACHINE_ONLY]
+_RECORDED += ["gradient_accumulation_steps", "max_grad_norm", "max_steps"]
+_HINTS = get_type_hints(BAPOConfig)
+
+
+def bf16_pays(*, cpu: bool = False) -> bool:
+    """Whether bf16 products are faster here: any recent GPU, and CPUs with units for it."""
+    if torch.cuda.is_available() and not cpu:
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One adapter to train: from what, on what, to where."""
+
+    model: str
+    data: str
+    out: str
+    overwrite: bool
+    config: BAPOConfig
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The `name: value` lines of an experiment file. Raises ConfigError."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"There is no experiment file {path}.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a YAML file: {_first_line(error)}.") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} must hold 'name: value' lines.")
+    return settings
+
+
+def experiment(settings: Mapping[str, Any]) -> Experiment:
+    """Settings as a checked experiment; text is converted to each setting's type.
+
+    Raises ConfigError for a name that is unknown, a value of the wrong type, and where
+    `model`, `data` or `out` is missing.
+    """
+    rest = dict(settings)
+    places = {name: rest.pop(name, None) for name in ("model", "data", "out")}
+    for name, value in places.items():
+        if not value:
+            raise ConfigError(f"'{name}' is missing: give it in the file or as --{name}.")
+    overwrite = _typed("overwrite", rest.pop("overwrite", False), bool)
+    model, data, out = (str(value) for value in places.values())
+    return Experiment(model, data, out, overwrite, config_of(rest))
+
+
+def config_of(settings: Mapping[str, Any]) -> BAPOConfig:
+    """A BAPOConfig from loosely typed settings. Raises ConfigError."""
+    known = {f.name for f in fields(BAPOConfig) if f.init}
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"There is no setting '{name}'; see `bapo train --help`.")
+    return BAPOConfig(**{k: _typed(k, v, _HINTS[k]) for k, v in settings.items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise ConfigError(f"The setting '{name}' cannot be {value!r}: {problem}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,86 @@
+"""Base and adapter side by side, as a table for people and as JSON for programs.
+
+Owns which figures make an evaluation and how they look. Refuses to compute them: that is
+done by `preference`, `retention` and `style` beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from training.data import PreferencePair
+from training.evaluation.preference import pair_accuracy
+from training.evaluation.retention import Question, facts_kept
+from training.evaluation.statistics import Proportion
+from training.model import ResidentBase, adapted
+
+LIKELIHOOD = "chosen is more likely"
+MARGIN = "chosen gained more than rejected"
+FACTS = "facts right"
+
+Figures = dict[str, Proportion]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of each model that was asked, by its name, the base first."""
+
+    columns: dict[str, Figures]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            model: {name: _json_of(figure) for name, figure in figures.items()}
+            for model, figures in self.columns.items()
+        }
+
+    def as_table(self) -> Table:
+        """One row a figure, one column a model, with n and Wilson's 95 % interval."""
+        table = Table("figure", *self.columns, caption="rate [95 % interval] of n")
+        names = dict.fromkeys(name for column in self.columns.values() for name in column)
+        for name in names:
+            table.add_row(
+                name, *(str(c[name]) if name in c else "–" for c in self.columns.values())
+            )
+        return table
+
+
+def evaluate_adapter(
+    base: ResidentBase,
+    adapter: str | Path | None,
+    pairs: Sequence[PreferencePair] = (),
+    questions: Sequence[Question] = (),
+) -> Evaluation:
+    """Ask the base and, when it is given, the adapter the same things."""
+    columns = {"base": figures_of(base.model, base.tokenizer, pairs, questions)}
+    if adapter is not None:
+        with adapted(base, adapter) as model:
+            columns[Path(adapter).name] = figures_of(model, base.tokenizer, pairs, questions)
+    return Evaluation(columns)
+
+
+def figures_of(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    questions: Sequence[Question],
+) -> Figures:
+    """Every figure that the given pairs and questions allow."""
+    figures: Figures = {}
+    if pairs:
+        accuracy = pair_accuracy(model, tokenizer, pairs)
+        figures[LIKELIHOOD] = accuracy.likelihood
+        if accuracy.margin is not None:
+            figures[MARGIN] = accuracy.margin
+    if questions:
+        figures[FACTS] = facts_kept(model, tokenizer, questions).score
+    return figures
+
+
+def _json_of(figure: Proportion) -> dict[str, float]:
+    low, high = figure.interval
+    return {"rate": figure.rate, "low": low, "high": high, "n": figure.n}

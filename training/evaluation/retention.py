@@ -1,0 +1,110 @@
+"""What does the model still know?
+
+Owns questions with known answers and the count of those answered right. An answer is
+right when one of the accepted answers occurs in the greedy generation as whole words,
+letter case and punctuation aside: "It is Rome." answers "Rome", "Romeo" does not.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from training.data import read_jsonl
+from training.encoding import encode_prompt
+from training.errors import DataError
+from training.evaluation.statistics import Proportion
+from training.generation import complete
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and the answers that count as right."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class FactsKept:
+    """How many questions are answered right, and what was said to each, in their order."""
+
+    score: Proportion
+    texts: tuple[str, ...]
+    right: tuple[bool, ...]
+
+
+def load_questions(path: str | Path) -> list[Question]:
+    """Read a question set; raises DataError with file and line, and for an empty file."""
+    questions = [_question_of(record, where) for where, record in read_jsonl(path)]
+    if not questions:
+        raise DataError(f"{path} is empty; give at least one question.")
+    return questions
+
+
+def facts_kept(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = 128,
+) -> FactsKept:
+    """Ask every question, greedily, and count the right answers."""
+    texts = answer_texts(
+        model,
+        tokenizer,
+        [question.prompt for question in questions],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    right = tuple(is_right(t, q.answers) for t, q in zip(texts, questions, strict=True))
+    return FactsKept(Proportion.of(right), tuple(texts), right)
+
+
+def answer_texts(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 48,
+    batch_size: int = 128,
+) -> list[str]:
+    """The model's greedy answers to user messages, as text without special tokens."""
+    completions = complete(
+        model,
+        tokenizer,
+        [encode_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    tokens = [list(completion.tokens) for completion in completions]
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
+
+
+def is_right(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers occurs in the text as whole words."""
+    said = f" {normalise_text(text)} "
+    return any(f" {normalise_text(answer)} " in said for answer in answers)
+
+
+def normalise_text(text: str) -> str:
+    """Words only: case folded, punctuation as spaces, one space between words."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded))
+
+
+def _question_of(record: dict[str, object], where: str) -> Question:
+    prompt, answers, topic = (record.get(key) for key in ("prompt", "answers", "topic"))
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise DataError(f"{where}: 'prompt' must be text that is not empty")
+    if not isinstance(answers, list) or not answers:
+        raise DataError(f"{where}: 'answers' must be a list with at least one text")
+    if not all(isinstance(answer, str) and normalise_text(answer) for answer in answers):
+        raise DataError(f"{where}: 'answers' has an entry that is not a word or words")
+    return Question(prompt, tuple(answers), topic if isinstance(topic, str) else "")

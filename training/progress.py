@@ -1,0 +1,62 @@
+"""The live line of a training run: where it is, how it goes, how long it will take.
+
+Owns what is shown and nothing that is computed. Silent unless asked for.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+
+class Bar(Protocol):
+    """Something that is told how far a job is."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@contextmanager
+def bar(label: str | None) -> Iterator[Bar]:
+    """A progress bar on stderr under `label`; without a label, nothing is shown."""
+    if label is None:
+        yield _silent
+        return
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=None, note="")
+
+        def show(done: int, total: int, note: str = "") -> None:
+            progress.update(task, completed=done, total=total, note=note)
+
+        yield show
+
+
+def _silent(done: int, total: int, note: str = "") -> None:
+    return None
+
+
+class TrainingBar(TrainerCallback):  # type: ignore[misc]
+    """Moves a bar at every step, with loss, reward accuracy and anchor beside it."""
+
+    def __init__(self, show: Bar) -> None:
+        self.show = show
+        self.figures: Callable[[], dict[str, float]] = dict
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer after each optimiser step."""
+        now = self.figures()
+        if not now:
+            return
+        note = f"loss {now['loss']:.3f}  accuracy {now['rewards/accuracies']:.0%}"
+        if "anchor/loss" in now:
+            note += f"  anchor {now['anchor/loss']:.2f}"
+        self.show(state.global_step, state.max_steps, note)
