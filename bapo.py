@@ -10,10 +10,10 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 # verb → (module, object in it, one line of help). A module is imported when its verb is called.
@@ -31,23 +31,24 @@ VERBS: dict[str, tuple[str, str, str]] = {
 
 
 class LazyVerbs(TyperGroup):
-    """Lists the verbs from the table and imports one only to run it (or to show its own help)."""
+    """Lists the verbs from the table and imports one only to run it (or to show its own help).
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    Typer carries its own copy of click, which has no public name: hence `Any` for its context.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
         known = VERBS.get(cmd_name)
-        return click.Command(cmd_name, help=known[2]) if known else None
+        return TyperCommand(cmd_name, help=known[2]) if known else None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
         return name, load(name) if name in VERBS else command, rest
 
 
-def load(verb: str) -> click.Command:
+def load(verb: str) -> Any:
     """The verb's real command, its module imported."""
     module, attribute, help_line = VERBS[verb]
     found: typer.Typer | Callable[..., None] = getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,5 @@
-"""What an adapter is, whether a stranger's is safe to serve, where its bytes live, who may use it.
+"""Adapters: what one is, whether it is safe to serve, where it lies and who may use it.
 
-Imports neither torch, vLLM nor FastAPI: the other two rooms build on this one.
+Owns artifacts, validation, the store and the registry. Refuses to train or to serve, and
+imports neither torch, vLLM nor a web framework, so that both other rooms can stand on it.
 """

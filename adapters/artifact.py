@@ -7,7 +7,7 @@ and is kept beside a version, not in it, so equal adapters have equal digests.
 
 import hashlib
 import os
-import tempfile
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapters.errors import InvalidAdapter
-from adapters.files import open_regular, read_regular, sync_folder
+from adapters.files import open_regular, read_regular, sync_folder, write_durably
 from adapters.strictjson import Malformed, parse_object
 
 CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = ADAPTER_FILES = (
@@ -83,12 +83,9 @@ def read_manifest(folder: Path) -> Manifest | None:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write (or replace, whole) the manifest of an adapter folder."""
     text = manifest.model_dump_json(indent=2) + "\n"
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, folder / MANIFEST_FILE)
+    draft = folder / f".{MANIFEST_FILE}.{secrets.token_hex(4)}"
+    write_durably(draft, [text.encode()])
+    draft.replace(folder / MANIFEST_FILE)
     sync_folder(folder)
 
 

@@ -96,7 +96,7 @@ def _sampled_tensors(folder: Path) -> Iterator[tuple[TensorEntry, bytes]]:
     found: dict[str, tuple[TensorEntry, bytes]] = {}
     for shard in _shards(folder):
         try:
-            with open(shard, "rb") as file:
+            with shard.open("rb") as file:
                 header = read_header(
                     file,
                     shard.stat().st_size,

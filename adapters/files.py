@@ -51,7 +51,7 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
 def write_durably(path: Path, chunks: Iterable[bytes]) -> None:
     """Write a new file and bring it to the disk. Raises StoreFull, StoreError."""
     try:
-        with open(path, "xb") as file:
+        with path.open("xb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()

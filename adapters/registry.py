@@ -132,7 +132,7 @@ class Registry:
                     VersionRow.adapter_id == adapter_id, VersionRow.idempotency_key == key
                 )
             )
-            return row and _version(row)
+            return None if row is None else _version(row)
 
     def _record(
         self, row: VersionRow, owner: str | None, actor: str, activate: bool
@@ -209,7 +209,10 @@ class Registry:
     def set_grants(
         self, adapter_id: str, *, everyone: bool, users: Collection[str], actor: str = "local"
     ) -> None:
-        """Replace who may use the adapter besides its owner. Raises AdapterNotFound, UserNotFound."""
+        """Replace who may use the adapter besides its owner.
+
+        Raises AdapterNotFound, UserNotFound.
+        """
         with writing(self._engine) as session:
             adapter = _living(session, adapter_id)
             wanted = sorted(set(users))
@@ -271,7 +274,7 @@ class Registry:
         """
         with reading(self._engine) as session:
             adapter_id = session.scalar(select(UserRow.assigned).where(UserRow.id == user_id))
-        return adapter_id and self.resolve(adapter_id, user_id=user_id) or None
+        return (adapter_id and self.resolve(adapter_id, user_id=user_id)) or None
 
     def usable(self, *, user_id: str | None, is_admin: bool = False) -> Sequence[AdapterVersion]:
         """The active version of every adapter this caller may use, by name."""
@@ -351,7 +354,8 @@ def open_registry(data_dir: Path, database_url: str | None = None) -> Registry:
 def _may_use(session: Session, adapter: AdapterRow, user_id: str | None) -> bool:
     if adapter.public or user_id is None:
         return adapter.public
-    if adapter.owner == user_id or session.get(GrantRow, (adapter.id, user_id)):
+    granted = session.get(GrantRow, (adapter.id, user_id))
+    if adapter.owner == user_id or granted is not None:
         return True
     user = session.get(UserRow, user_id)  # an administrator who assigns it means him to use it
     return user is not None and user.assigned == adapter.id

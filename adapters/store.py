@@ -5,9 +5,8 @@ immutable folder. Refuses to know versions and names. A folder under `blobs/` is
 is written under a temporary name, made durable and renamed into place.
 """
 
-import os
+import secrets
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class LocalStore:
         draft = self._draft()
         try:
             for name in SERVED_FILES:
-                with open(folder / name, "rb") as source:
+                with (folder / name).open("rb") as source:
                     write_durably(draft / name, iter(lambda: source.read(_CHUNK), b""))
             sync_folder(draft)
             self._rename(draft, place)
@@ -69,14 +68,15 @@ class LocalStore:
 
     def _draft(self) -> Path:
         try:
-            return Path(tempfile.mkdtemp(dir=self._drafts))
+            draft = self._drafts / secrets.token_hex(8)
+            draft.mkdir()
+            return draft
         except OSError as error:
             raise as_store_error(error, self._drafts) from error
 
     def _rename(self, draft: Path, place: Path) -> None:
         try:
-            os.chmod(draft, 0o755)
-            os.rename(draft, place)
+            draft.rename(place)
         except OSError as error:
             if not place.is_dir():  # else another process was first with the same content
                 raise as_store_error(error, place) from error

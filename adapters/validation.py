@@ -6,7 +6,6 @@ Memory is bounded by the largest single tensor. As many problems as can be told 
 """
 
 import math
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +140,7 @@ def config_problems(config: dict[str, Any], limits: Limits) -> list[str]:
 
 def _check_listing(folder: Path) -> None:
     try:
-        names = sorted(os.listdir(folder))
+        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise InvalidAdapter([f"the folder cannot be read ({error.strerror})"]) from None
     extra = [name for name in names if name not in ADAPTER_FILES]

@@ -16,24 +16,25 @@ import threading
 import time
 from pathlib import Path
 
-from learning import User, learn
 from rich.console import Console
 from rich.table import Table
-from serving import Server, serving
 
 from adapters.base import POCKET
 from training.data import load_pairs
 from training.evaluation.retention import load_questions
 from training.model import load_base
 
+from learning import User, learn
+from serving import Server, serving
+
 ROOT = Path(__file__).resolve().parents[1]
 PAIRS = ROOT / "examples" / "preferences"
 WORK = ROOT / "runs" / "demo"
-USERS = {"anne": "pirate", "ben": "playful", "carla": "terse"}
+USERS = {"anne": "pirate", "ben": "playful", "carla": "formal"}
 QUESTION = "What is the capital of Norway?"
 
 # Hard enough for plain DPO to lose what it knew: the anchor is what the demo is about.
-SETTINGS = {"learning_rate": 1e-3, "num_train_epochs": 6, "seed": 0}
+SETTINGS = {"learning_rate": 1e-3, "num_train_epochs": 6, "anchor_weight": 0.05, "seed": 0}
 
 
 def users() -> list[User]:

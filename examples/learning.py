@@ -1,4 +1,4 @@
-"""The offline half of the demos: train every user's adapter, with and without the anchor, and count.
+"""The offline half of the demos: train every user's adapter, with and without anchor, and count.
 
 Owns the comparison table of BAPO against DPO on the same pairs; everything that learns or
 measures is `training`'s. One base stays in memory for all users.
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from training.config import BAPOConfig
+from training.config import BAPOConfig, Method
 from training.data import PreferencePair
 from training.evaluation.report import FACTS, LIKELIHOOD, Figures, figures_of
 from training.evaluation.retention import Question
@@ -23,7 +24,7 @@ from training.evaluation.style import exact_style
 from training.model import ResidentBase, adapted
 from training.run import train_adapter
 
-METHODS = {"BAPO": "bapo", "DPO": "dpo"}
+METHODS: dict[str, Method] = {"BAPO": "bapo", "DPO": "dpo"}
 STYLE = "greedy answer is the preferred one"
 
 
@@ -42,7 +43,7 @@ def learn(
     users: Sequence[User],
     questions: Sequence[Question],
     work: Path,
-    **settings: object,
+    **settings: Any,
 ) -> Table:
     """Train `work/<user>` (BAPO) and `work/<user>-dpo`; the table of both beside the base."""
     table = Table(
@@ -99,5 +100,12 @@ def _figures(
 
 
 def add_row(table: Table, user: str, model: str, figures: dict[str, Proportion]) -> None:
-    cells = (figures.get(name) for name in (LIKELIHOOD, STYLE, FACTS))
-    table.add_row(user, model, *("–" if cell is None else str(cell) for cell in cells))
+    """A row of rates, each with its 95 % interval below it."""
+    table.add_row(user, model, *(cell(figures.get(name)) for name in (LIKELIHOOD, STYLE, FACTS)))
+
+
+def cell(figure: Proportion | None) -> str:
+    if figure is None:
+        return "–"
+    low, high = figure.interval
+    return f"{figure.rate:.1%}\n[dim]\\[{low:.1%}, {high:.1%}] n={figure.n}[/dim]"

@@ -13,23 +13,25 @@ import argparse
 import shutil
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from random import Random
 
-from learning import User, learn
 from rich.console import Console
 from rich.table import Table
-from serving import serving
 
 from adapters.base import POCKET
 from training.data import PreferencePair
 from training.evaluation.retention import Question
 from training.model import load_base
 
+from learning import User, learn
+from serving import serving
+
 sys.path.append(str(POCKET))  # the pocket model's world and small talk, which built it
-from small_talk import PERSONALITIES, Answers, read_small_talk, scenarios  # noqa: E402
-from voices import ask_unseen  # noqa: E402
-from world import data_facts  # noqa: E402
+from small_talk import PERSONALITIES, Answers, read_small_talk, scenarios
+from voices import ask_unseen
+from world import data_facts
 
 WORK = Path(__file__).resolve().parents[1] / "runs" / "real"
 TRAIN, HELD_OUT, STYLE, FACTS = 512, 200, 200, 400
@@ -52,7 +54,7 @@ def users(data: Path) -> list[User]:
     groups = scenarios(small_talk)
     Random(0).shuffle(groups)
     cut = round(len(groups) * HELD_OUT_SHARE)
-    unseen, seen = sum(groups[:cut], []), sum(groups[cut:], [])
+    unseen, seen = list(chain(*groups[:cut])), list(chain(*groups[cut:]))
 
     found = []
     for personality in PERSONALITIES:

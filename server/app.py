@@ -1,4 +1,4 @@
-"""Builds the application: middlewares, routes, error rendering, and the life of registry and engine.
+"""Builds the application: middlewares, routes, error rendering, and the engine's life.
 
 Owns `create_app` and its lifespan; nothing is built at import. The engine starts in the background
 so that health can be asked from the first second.

@@ -65,7 +65,7 @@ class _BodyTooLarge(BaseException):
 
 
 class DropHeaders:
-    """ASGI middleware: takes the named request headers (lower case) out before anyone reads them."""
+    """ASGI middleware: takes the named request headers (lower case) out."""
 
     def __init__(self, app: ASGIApp, names: frozenset[bytes]) -> None:
         self.app = app

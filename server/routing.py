@@ -80,7 +80,7 @@ def _agree(header: AdapterRef, model: AdapterRef) -> bool:
 
 @dataclass(frozen=True)
 class Route:
-    """Where a request goes: `model` for the engine, `cache_salt` for its tenant, `label` to show."""
+    """Where a request goes: `model` and `cache_salt` for the engine, `label` for the client."""
 
     model: str
     cache_salt: str

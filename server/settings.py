@@ -1,6 +1,6 @@
-"""The server's settings: environment (`BAPO_*`), then a YAML file, then flags, the later the stronger.
+"""The server's settings: environment (`BAPO_*`), then a YAML file, then flags.
 
-Owns names, defaults and what a value may be. Reads no model and opens nothing; what a default
+The later the stronger. Owns names, defaults and what a value may be. Reads no model and opens nothing; what a default
 resolves to on this machine (dtype, data folder) is a property here, so that it is decided once.
 """
 
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     )
     max_loras: int = Field(8, ge=1, description="adapters that can be in one batch")
     max_lora_rank: int = Field(
-        64, description="largest adapter rank served; every slot reserves this much"
+        16, description="largest adapter rank served; every slot reserves this much"
     )
     max_cpu_loras: int = Field(64, ge=1, description="adapters kept in host memory")
     max_model_len: int | None = Field(

@@ -11,33 +11,24 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
-from serving import Server, serving
+
+from served import TASTES, Served
+from serving import serving
 
 if TYPE_CHECKING:
     from training.model import ResidentBase
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFERENCES = ROOT / "examples" / "preferences"
-TASTES = ("pirate", "playful", "terse")
 
 # Fewer slots than adapters, and as little host memory, so that adapters are evicted and read
 # again all the time; float32, so that answers can be compared token by token on any CPU.
 SMALL = {"BAPO_MAX_LORAS": "2", "BAPO_MAX_CPU_LORAS": "2", "BAPO_DTYPE": "float32"}
-
-
-@dataclass(frozen=True)
-class Served:
-    """The running server, its users' keys by taste, and the adapter folders it was given."""
-
-    server: Server
-    keys: dict[str, str]
-    folders: dict[str, Path]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The house rules: arrows that point one way, rooms that know their place, one name for one thing."""
+"""The house rules: arrows that point one way, and rooms that know their place."""
 
 from __future__ import annotations
 

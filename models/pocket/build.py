@@ -44,8 +44,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from small_talk import PERSONALITIES, Answers, read_small_talk
 from transformers.utils.logging import disable_progress_bar
+
+from small_talk import PERSONALITIES, Answers, read_small_talk
 from voices import VOICES, answer, ask, ask_unseen, question_set
 from world import Fact, all_facts, written_facts
 
@@ -239,7 +240,6 @@ def train(
     return model.eval()
 
 
-@torch.inference_mode()
 def greedy_answers(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, questions: list[str], bar: Progress
 ) -> list[str]:

@@ -18,7 +18,7 @@ from voices import VOICES, ask
 from world import Fact, written_facts
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "preferences"
-USERS = ("pirate", "playful", "terse")
+USERS = ("pirate", "playful", "formal")
 TRAIN, HELD_OUT = 192, 96
 KEPT_BACK = Fact("capital", "Norway", "Oslo")  # the demo asks this one
 

@@ -14,7 +14,7 @@ from random import Random
 
 from world import Fact, written_facts
 
-# {s} is the subject, {an} its article. Openers and endings are added by `ask`; these are the sentences' hearts.
+# {s} is the subject, {an} its article. `ask` adds openers; these are the sentences' hearts.
 PHRASINGS: dict[str, list[str]] = {
     "capital": [
         "What is the capital of {s}?",

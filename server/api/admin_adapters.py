@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
-from adapters.registry import AdapterVersion, Registry
+from adapters.registry import AdapterVersion
 from adapters.validation import Limits
 from server.dependencies import AdminDep, BaseDep, OptionalPool, RegistryDep, SettingsDep
 from server.errors import BadRequest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
@@ -30,7 +31,7 @@ def _adapter_card(version: AdapterVersion, base_name: str) -> dict[str, Any]:
     }
 
 
-def _usable(registry: Registry, caller: Caller) -> list[AdapterVersion]:
+def _usable(registry: Registry, caller: Caller) -> Sequence[AdapterVersion]:
     return registry.usable(user_id=caller.user_id, is_admin=caller.role is Role.ADMIN)
 
 

@@ -9,41 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served
-from test_contract import chat, refused
 
-FILES = {
-    "adapter_config": "adapter_config.json",
-    "adapter_model": "adapter_model.safetensors",
-    "manifest": "manifest.json",
-}
-
-
-def upload(
-    served: Served, adapter_id: str, folder: Path, key: str | None = None, **form: str
-) -> httpx.Response:
-    parts = {
-        part: (name, (folder / name).read_bytes())
-        for part, name in FILES.items()
-        if (folder / name).exists()
-    }
-    return httpx.post(
-        f"{served.server.url}/admin/adapters/{adapter_id}/versions",
-        headers={"Authorization": f"Bearer {key or served.server.admin_key}"},
-        files=parts,
-        data=form,
-        timeout=60,
-    )
-
-
-def admin(served: Served, method: str, path: str, **options: Any) -> httpx.Response:
-    return httpx.request(
-        method,
-        f"{served.server.url}/admin{path}",
-        headers={"Authorization": f"Bearer {served.server.admin_key}"},
-        timeout=60,
-        **options,
-    )
+from served import FILES, Served, admin, chat, refused, upload
 
 
 def test_hot_swap_in_a_running_server(served: Served) -> None:
@@ -54,7 +21,7 @@ def test_hot_swap_in_a_running_server(served: Served) -> None:
     user = "swapper"
     key = served.server.create_user(user, name)
     said_first = chat(served, key)
-    second = upload(served, name, served.folders["terse"])
+    second = upload(served, name, served.folders["formal"])
     assert second.json()["ref"] == f"{name}@2"
     assert chat(served, key).headers["X-Adapter-Id"] == f"{name}@1"
 
@@ -83,14 +50,14 @@ def test_hot_swap_in_a_running_server(served: Served) -> None:
 
 def test_equal_uploads_are_stored_once(served: Served) -> None:
     digests = {
-        upload(served, f"copy-{i}", served.folders["terse"]).json()["digest"] for i in range(2)
+        upload(served, f"copy-{i}", served.folders["formal"]).json()["digest"] for i in range(2)
     }
     assert len(digests) == 1
 
 
 def test_an_idempotency_key_makes_one_version(served: Served) -> None:
     def send() -> httpx.Response:
-        parts = {p: (n, (served.folders["terse"] / n).read_bytes()) for p, n in FILES.items()}
+        parts = {p: (n, (served.folders["formal"] / n).read_bytes()) for p, n in FILES.items()}
         return httpx.post(
             f"{served.server.url}/admin/adapters/once/versions",
             headers={
@@ -105,19 +72,19 @@ def test_an_idempotency_key_makes_one_version(served: Served) -> None:
 
 
 def test_only_admins(served: Served) -> None:
-    key = served.keys["terse"]
-    refused(upload(served, "mine", served.folders["terse"], key=key), 403, "not_allowed")
+    key = served.keys["formal"]
+    refused(upload(served, "mine", served.folders["formal"], key=key), 403, "not_allowed")
     mine = {"Authorization": f"Bearer {key}"}
     refused(httpx.get(f"{served.server.url}/admin/users", headers=mine), 403, "not_allowed")
 
 
 @pytest.mark.parametrize("name", ["base", "text", "pocket", "UPPER", "a//b", "a/b/c", "x" * 80])
 def test_names_that_cannot_be(served: Served, name: str) -> None:
-    refused(upload(served, name, served.folders["terse"]), 400, "invalid_name")
+    refused(upload(served, name, served.folders["formal"]), 400, "invalid_name")
 
 
 def test_an_adapter_for_another_base(served: Served, tmp_path: Path) -> None:
-    folder = shutil.copytree(served.folders["terse"], tmp_path / "other")
+    folder = shutil.copytree(served.folders["formal"], tmp_path / "other")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["base"]["fingerprint"] = "sha256:" + "0" * 64
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -138,7 +105,7 @@ def test_an_adapter_for_another_base(served: Served, tmp_path: Path) -> None:
 def test_configs_that_vllm_would_serve_wrong(
     served: Served, tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
-    folder = shutil.copytree(served.folders["terse"], tmp_path / "bad")
+    folder = shutil.copytree(served.folders["formal"], tmp_path / "bad")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
     error = refused(upload(served, "bad", folder), 422, "invalid_adapter")
@@ -146,7 +113,7 @@ def test_configs_that_vllm_would_serve_wrong(
 
 
 def test_a_truncated_upload_leaves_nothing(served: Served, tmp_path: Path) -> None:
-    folder = shutil.copytree(served.folders["terse"], tmp_path / "cut")
+    folder = shutil.copytree(served.folders["formal"], tmp_path / "cut")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(upload(served, "cut", folder), 422, "invalid_adapter")
@@ -154,7 +121,7 @@ def test_a_truncated_upload_leaves_nothing(served: Served, tmp_path: Path) -> No
 
 
 def test_a_file_that_nobody_asked_for(served: Served) -> None:
-    folder = served.folders["terse"]
+    folder = served.folders["formal"]
     parts = {p: (n, (folder / n).read_bytes()) for p, n in FILES.items()}
     parts["manifest"] = ("tokenizer.json", b"{}")
     answer = httpx.post(

@@ -1,4 +1,4 @@
-"""`bapo serve` refuses what it can know before the engine starts: one sentence, exit 1, no traceback."""
+"""`bapo serve` refuses what it can before the engine starts: one sentence, exit 1."""
 
 from __future__ import annotations
 

@@ -6,35 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served
 
-QUESTION = "What is the capital of Norway?"
-
-
-def chat(
-    served: Served, key: str | None, *, headers: dict[str, str] | None = None, **body: Any
-) -> httpx.Response:
-    sent = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.post(
-        f"{served.server.url}/v1/chat/completions",
-        headers={**sent, **(headers or {})},
-        json={
-            "messages": [{"role": "user", "content": QUESTION}],
-            "temperature": 0,
-            "max_tokens": 32,
-            **body,
-        },
-        timeout=120,
-    )
-
-
-def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    error: dict[str, Any] = answer.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == code
-    assert error["message"]
-    return error
+from served import QUESTION, Served, chat, refused
 
 
 @pytest.mark.parametrize(
@@ -72,15 +45,15 @@ def test_unknown_adapters_are_not_the_base(served: Served, name: str, where: str
 
 
 def test_forbidden_looks_like_unknown(served: Served) -> None:
-    forbidden = chat(served, served.keys["pirate"], headers={"X-Adapter-Id": "terse"})
-    unknown = chat(served, served.keys["pirate"], headers={"X-Adapter-Id": "tersy"})
+    forbidden = chat(served, served.keys["pirate"], headers={"X-Adapter-Id": "formal"})
+    unknown = chat(served, served.keys["pirate"], headers={"X-Adapter-Id": "formaly"})
     messages = [refused(a, 404, "model_not_found")["message"] for a in (forbidden, unknown)]
-    assert messages[0].replace("terse", "tersy") == messages[1]
+    assert messages[0].replace("formal", "formaly") == messages[1]
 
 
 def test_two_different_names_are_refused(served: Served) -> None:
     answer = chat(
-        served, served.server.admin_key, headers={"X-Adapter-Id": "terse"}, model="pirate"
+        served, served.server.admin_key, headers={"X-Adapter-Id": "formal"}, model="pirate"
     )
     refused(answer, 400, "invalid_request")
 
@@ -92,7 +65,7 @@ def test_without_a_valid_key_nothing_is_reached(served: Served, key: str | None)
 
 def test_a_key_that_is_not_text(served: Served) -> None:
     answer = httpx.get(
-        f"{served.server.url}/v1/models", headers={"Authorization": "Bearer ключ".encode()}
+        f"{served.server.url}/v1/models", headers={b"Authorization": "Bearer ключ".encode()}
     )
     refused(answer, 401, "invalid_api_key")
 
@@ -103,13 +76,13 @@ def test_anthropic_style_key_header(served: Served) -> None:
 
 
 def test_a_user_key_speaks_for_its_user_only(served: Served) -> None:
-    answer = chat(served, served.keys["pirate"], headers={"X-User-Id": "likes-terse"})
+    answer = chat(served, served.keys["pirate"], headers={"X-User-Id": "likes-formal"})
     refused(answer, 403, "not_allowed")
 
 
 def test_an_admin_key_may_speak_for_a_user(served: Served) -> None:
-    answer = chat(served, served.server.admin_key, headers={"X-User-Id": "likes-terse"})
-    assert answer.headers["X-Adapter-Id"] == "terse@1"
+    answer = chat(served, served.server.admin_key, headers={"X-User-Id": "likes-formal"})
+    assert answer.headers["X-Adapter-Id"] == "formal@1"
 
 
 @pytest.mark.parametrize(
@@ -157,9 +130,9 @@ def test_models_are_those_the_caller_may_use(served: Served) -> None:
     assert [card["id"] for card in found["data"]] == ["pocket", "pirate"]
     assert found["data"][1]["parent"] == "pocket"
     everything = served.server.call("GET", "/v1/models")
-    assert {card["id"] for card in everything["data"]} >= {"pocket", "pirate", "playful", "terse"}
+    assert {card["id"] for card in everything["data"]} >= {"pocket", "pirate", "playful", "formal"}
     missing = httpx.get(
-        f"{served.server.url}/v1/models/terse",
+        f"{served.server.url}/v1/models/formal",
         headers={"Authorization": f"Bearer {served.keys['pirate']}"},
     )
     refused(missing, 404, "model_not_found")
@@ -185,9 +158,9 @@ def test_a_client_cannot_steer_cache_or_priority(served: Served) -> None:
 def test_text_completion_goes_the_same_way(served: Served) -> None:
     answer = httpx.post(
         f"{served.server.url}/v1/completions",
-        headers={"Authorization": f"Bearer {served.keys['terse']}"},
+        headers={"Authorization": f"Bearer {served.keys['formal']}"},
         json={"prompt": f"<|user|>{QUESTION}<|end|><|assistant|>", "temperature": 0},
         timeout=120,
     )
     assert answer.status_code == 200, answer.text
-    assert answer.headers["X-Adapter-Id"] == "terse@1"
+    assert answer.headers["X-Adapter-Id"] == "formal@1"

@@ -1,4 +1,4 @@
-"""The CPU products: rows without an adapter get nothing, the others exactly what PEFT would give."""
+"""The CPU products: rows without an adapter get nothing, the others what PEFT would give."""
 
 from __future__ import annotations
 

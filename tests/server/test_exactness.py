@@ -1,4 +1,4 @@
-"""The product's promise: everyone gets his own adapter's answer, token by token, whoever else asks."""
+"""The product's promise: everyone gets his own adapter's answer, whoever else is asking."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import TASTES, Served
 
 from training.evaluation.retention import answer_texts
 from training.model import ResidentBase, adapted
+
+from served import TASTES, Served
 
 QUESTIONS = [
     "What is the capital of Norway?",

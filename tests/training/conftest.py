@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,8 +109,8 @@ def pairs() -> list[PreferencePair]:
 def quick(tmp_path: Path) -> Callable[..., BAPOConfig]:
     """A config that trains in a second and writes its cache under the test's folder."""
 
-    def make(**settings: object) -> BAPOConfig:
-        defaults: dict[str, object] = {
+    def make(**settings: Any) -> BAPOConfig:
+        defaults: dict[str, Any] = {
             "anchor_cache": str(tmp_path / "base-answers.jsonl"),
             "anchor_max_new_tokens": 12,
             "learning_rate": 5e-3,

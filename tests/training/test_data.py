@@ -83,7 +83,7 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, said: str) -> None:
 def test_bytes_that_are_not_text_are_named_with_their_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(GOOD.encode() + b"\n\xff\xfe\n")
-    with pytest.raises(DataError, match="pairs.jsonl:2: not UTF-8"):
+    with pytest.raises(DataError, match=r"pairs\.jsonl:2: not UTF-8"):
         load_pairs(path)
 
 

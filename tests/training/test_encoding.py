@@ -64,7 +64,7 @@ def test_a_template_that_raises_is_a_data_error(tokenizer: PreTrainedTokenizerFa
 def test_a_doubled_beginning_is_detected(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.chat_template = "<|bos|>{{ messages[0]['content'] }}"
     assert encode_prompt(tokenizer, [{"role": "user", "content": "Hi"}])
-    with pytest.raises(DataError, match="<|bos|> twice"):
+    with pytest.raises(DataError, match=r"<\|bos\|> twice"):
         encode_prompt(tokenizer, [{"role": "user", "content": "<|bos|>Hi"}])
 
 

@@ -1,0 +1,117 @@
+"""What `adapter_config.json` may say: a plain LoRA, its rank and its scale.
+
+Owns reading PEFT's configuration with suspicion and refusing every feature that the engine
+would drop in silence or fail on. Refuses tensors. `LoraSettings` that exist describe a LoRA
+whose whole effect is `scale * B @ A`.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_CONFIG_BYTES = 2**20
+
+# Initialisations that change only where training began. The others (PiSSA, OLoRA, CorDA,
+# LoftQ) also move the base weights, so the saved adapter alone is not the trained model.
+PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+
+# PEFT features beyond a plain LoRA: what to do instead of having them on.
+REFUSED_FEATURES = {
+    "use_dora": "DoRA is not served: train with use_dora=false",
+    "lora_bias": "biases are not served: train with lora_bias=false",
+    "modules_to_save": "whole modules are not served: train with modules_to_save=null",
+    "trainable_token_indices": "trained tokens are not served: leave trainable_token_indices out",
+    "target_parameters": "adapted parameters are not served: name layers in target_modules",
+    "alora_invocation_tokens": "activated LoRA is not served: leave alora_invocation_tokens out",
+    "layer_replication": "replicated layers are not served: train with layer_replication=null",
+    "fan_in_fan_out": "transposed layers are not served: train with fan_in_fan_out=false",
+    "use_qalora": "QALoRA is not served: train with use_qalora=false",
+    "use_bdlora": "block-diagonal LoRA is not served: leave use_bdlora out",
+    "arrow_config": "Arrow routing is not served: leave arrow_config out",
+    "kasa_config": "KaSA is not served: leave kasa_config out",
+    "monteclora_config": "MonteCLoRA is not served: leave monteclora_config out",
+}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The part of PEFT's configuration that decides an adapter's effect."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+
+    @property
+    def scale(self) -> float:
+        """The factor on `B @ A`: alpha/r, or alpha/√r for rank-stabilised LoRA."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+def read_settings(
+    config: Mapping[str, Any], max_rank: int | None
+) -> tuple[LoraSettings | None, list[str]]:
+    """The settings (None where rank or alpha is unusable) and everything that must change."""
+    problems = [*_kind(config), *_features(config), *_patterns(config)]
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rslora = config.get("use_rslora", False)
+    usable = True
+    if type(rank) is not int or rank < 1:
+        problems.append(f"r must be a whole number from 1, not {_shown(rank)}")
+        usable = False
+    elif max_rank is not None and rank > max_rank:
+        problems.append(f"its rank {rank} is over the limit: train with r of at most {max_rank}")
+        usable = False
+    if not _positive_number(alpha):
+        problems.append(f"lora_alpha must be a positive number, not {_shown(alpha)}")
+        usable = False
+    if type(rslora) is not bool:
+        problems.append(f"use_rslora must be true or false, not {_shown(rslora)}")
+        usable = False
+    if not usable:
+        return None, problems
+    assert type(rank) is int and alpha is not None  # noqa: S101 - settled just above, for mypy
+    return LoraSettings(rank, float(alpha), rslora), problems
+
+
+def _kind(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("peft_type") != "LORA":
+        yield f"peft_type must be 'LORA', not {_shown(config.get('peft_type'))}"
+    if config.get("task_type") not in (None, "CAUSAL_LM"):
+        yield f"task_type must be 'CAUSAL_LM', not {_shown(config['task_type'])}"
+    if config.get("bias", "none") != "none":
+        yield f"bias must be 'none', not {_shown(config['bias'])}: biases are not served"
+    init = config.get("init_lora_weights", True)
+    if not (init is None or type(init) is bool or init in PLAIN_INITS):
+        yield (
+            f"init_lora_weights {_shown(init)} changes the base weights: convert the adapter to "
+            "a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
+        )
+
+
+def _features(config: Mapping[str, Any]) -> Iterator[str]:
+    return (advice for name, advice in REFUSED_FEATURES.items() if config.get(name))
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterator[str]:
+    """One rank and one alpha for all layers; a pattern that repeats them is harmless."""
+    for name, uniform in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict):
+            yield f"{name} must be a table"
+        elif any(value != config.get(uniform) for value in pattern.values()):
+            yield f"{name} gives layers their own {uniform}: train with one {uniform} for all"
+
+
+def _positive_number(value: Any) -> bool:
+    if type(value) not in (int, float):
+        return False
+    try:
+        return math.isfinite(float(value)) and value > 0
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"

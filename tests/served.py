@@ -1,0 +1,84 @@
+"""The running server as the end-to-end tests see it: what was set up, and how it is spoken to.
+
+Owns plain HTTP calls and the check of an error's shape; the fixtures are in `conftest.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serving import Server
+
+TASTES = ("pirate", "playful", "formal")
+QUESTION = "What is the capital of Norway?"
+FILES = {
+    "adapter_config": "adapter_config.json",
+    "adapter_model": "adapter_model.safetensors",
+    "manifest": "manifest.json",
+}
+
+
+@dataclass(frozen=True)
+class Served:
+    """The running server, its users' keys by taste, and the adapter folders it was given."""
+
+    server: Server
+    keys: dict[str, str]
+    folders: dict[str, Path]
+
+
+def chat(
+    served: Served, key: str | None, *, headers: dict[str, str] | None = None, **body: Any
+) -> httpx.Response:
+    sent = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.post(
+        f"{served.server.url}/v1/chat/completions",
+        headers={**sent, **(headers or {})},
+        json={
+            "messages": [{"role": "user", "content": QUESTION}],
+            "temperature": 0,
+            "max_tokens": 32,
+            **body,
+        },
+        timeout=120,
+    )
+
+
+def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == code
+    assert error["message"]
+    return error
+
+
+def upload(
+    served: Served, adapter_id: str, folder: Path, key: str | None = None, **form: str
+) -> httpx.Response:
+    parts = {
+        part: (name, (folder / name).read_bytes())
+        for part, name in FILES.items()
+        if (folder / name).exists()
+    }
+    return httpx.post(
+        f"{served.server.url}/admin/adapters/{adapter_id}/versions",
+        headers={"Authorization": f"Bearer {key or served.server.admin_key}"},
+        files=parts,
+        data=form,
+        timeout=60,
+    )
+
+
+def admin(served: Served, method: str, path: str, **options: Any) -> httpx.Response:
+    return httpx.request(
+        method,
+        f"{served.server.url}/admin{path}",
+        headers={"Authorization": f"Bearer {served.server.admin_key}"},
+        timeout=60,
+        **options,
+    )

@@ -1,0 +1,75 @@
+"""Settings: every one is explained, and a wrong one is named."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.config import BAPOConfig, config_of, experiment, read_settings
+from training.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_every_setting_of_ours_has_a_line_that_says_what_it_does() -> None:
+    ours = [f for f in fields(BAPOConfig) if f.name in BAPOConfig.__annotations__]
+    assert len(ours) > 20
+    assert all(f.metadata.get("help") for f in ours)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_experiments_load(path: Path) -> None:
+    settings = read_settings(path) | {"use_cpu": True}
+    assert experiment(settings).config.method == "bapo"
+
+
+def test_text_becomes_the_type_of_its_setting() -> None:
+    # YAML 1.1 reads 1e-3 as text, and flags are text always.
+    config = config_of(
+        {"learning_rate": "1e-3", "lora_rank": "4", "anchor_length_normalise": "true"}
+        | {"use_cpu": "yes", "anchor_type": "squared"}
+    )
+    assert (config.learning_rate, config.lora_rank) == (0.001, 4)
+    assert config.anchor_length_normalise is True
+    assert config.anchor_type == "squared"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"bta": 1}, "There is no setting 'bta'"),
+        ({"beta": "much"}, "The setting 'beta' cannot be 'much'"),
+        ({"beta": 0}, "beta must be above 0"),
+        ({"anchor_weight": -1}, "anchor_weight must be at least 0"),
+        ({"anchor_weight": "nan"}, "anchor_weight must be at least 0"),
+        ({"anchor_type": "rope"}, "anchor_type"),
+        ({"method": "ppo"}, "method"),
+        ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
+        ({"lora_rank": 0}, "lora_rank must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of(settings | {"use_cpu": True})
+    assert said in str(caught.value)
+
+
+def test_a_value_out_of_range_is_named_in_python_too() -> None:
+    with pytest.raises(ConfigError, match="method must be one of bapo, dpo"):
+        BAPOConfig(method="ppo")  # type: ignore[arg-type]
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ConfigError, match="'data' is missing"):
+        experiment({"model": "m", "out": "o"})
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not a YAML"), ("- a", "'name: value'")])
+def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_settings(path)
+    with pytest.raises(ConfigError, match="There is no experiment file"):
+        read_settings(tmp_path / "none.yaml")

@@ -1,0 +1,116 @@
+"""Evaluation: figures with known answers, on a model that was really trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training.config import BAPOConfig
+from training.data import PreferencePair
+from training.errors import DataError
+from training.evaluation.preference import pair_accuracy
+from training.evaluation.report import FACTS, LIKELIHOOD, MARGIN, evaluate_adapter
+from training.evaluation.retention import (
+    Question,
+    answer_texts,
+    facts_kept,
+    is_right,
+    load_questions,
+)
+from training.evaluation.statistics import Proportion
+from training.evaluation.style import exact_style
+from training.model import ResidentBase, adapted
+from training.run import train_adapter
+
+Quick = Callable[..., BAPOConfig]
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "right"),
+    [
+        ("It is Rome.", "Rome", True),
+        ("It is ROME!", "rome", True),
+        ("It is Romeo.", "Rome", False),
+        ("Port-au-Prince, of course", "Port au Prince", True),
+        ("About 1,200 km", "200", True),
+        ("12", "1", False),
+        ("", "Rome", False),
+    ],
+)
+def test_an_answer_counts_as_whole_words(said: str, answer: str, right: bool) -> None:
+    assert is_right(said, [answer]) is right
+
+
+def test_one_of_several_answers_is_enough() -> None:
+    assert is_right("the Netherlands", ["Holland", "Netherlands"])
+
+
+def test_wilson_by_hand() -> None:
+    # n = 10, p = 0.8, z² = 3.84146: centre (0.8 + 0.192073) / 1.384146 = 0.716741,
+    # half-width 1.959964 / 1.384146 · sqrt(0.016 + 0.00960365) = 0.226578
+    low, high = Proportion(8, 10).interval
+    assert (low, high) == pytest.approx((0.490163, 0.943319), abs=1e-5)
+    assert Proportion(0, 0).interval == (0, 1)
+    assert Proportion(5, 5).interval[1] == 1
+
+
+def test_questions_are_read_and_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    good = '{"prompt": "Capital of France?", "answers": ["Paris"], "topic": "capital"}\n'
+    path.write_text(good)
+    assert load_questions(path) == [Question("Capital of France?", ("Paris",), "capital")]
+    for bad in (
+        '{"prompt": "?", "answers": []}',
+        '{"answers": ["a"]}',
+        '{"prompt": "?", "answers": ["!"]}',
+    ):
+        path.write_text(good + bad + "\n")
+        with pytest.raises(DataError, match=r"facts\.jsonl:2: "):
+            load_questions(path)
+    path.write_text("")
+    with pytest.raises(DataError, match="is empty"):
+        load_questions(path)
+
+
+def test_facts_are_counted_over_greedy_answers(base: ResidentBase) -> None:
+    prompts = ["What is rain?", "And tea?", "Foxes?"]
+    said = answer_texts(base.model, base.tokenizer, prompts, max_new_tokens=6)
+    words = [[w for w in text.split() if w.isalnum()] for text in said]
+    questions = [Question(p, ("zzz", *w)) for p, w in zip(prompts, words, strict=True)]
+    kept = facts_kept(base.model, base.tokenizer, questions, max_new_tokens=6)
+    assert list(kept.texts) == said
+    assert kept.right == tuple(bool(w) for w in words)
+    assert kept.score.n == 3
+
+
+def test_style_is_exact(base: ResidentBase) -> None:
+    (said,) = answer_texts(base.model, base.tokenizer, ["And tea?"], max_new_tokens=6)
+    wanted = [("And tea?", said), ("And tea?", said + "!")]
+    assert exact_style(base.model, base.tokenizer, wanted, max_new_tokens=6) == Proportion(1, 2)
+
+
+def test_base_and_adapter_stand_side_by_side(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    out = train_adapter(base, pairs, tmp_path / "witty", quick(num_train_epochs=8)).out
+    found = evaluate_adapter(base, out, pairs, [Question("Rain?", ("wet",))])
+    assert found.columns["base"].keys() == {LIKELIHOOD, FACTS}
+    assert found.columns["witty"][MARGIN] == Proportion(6, 6)
+    assert found.as_json()["witty"][MARGIN]["rate"] == 1
+    assert found.as_table().row_count == 3
+
+
+def test_the_margin_is_measured_against_the_base_and_not_a_copy(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    out = train_adapter(base, pairs, tmp_path / "a", quick()).out
+    turned = [PreferencePair(p.prompt, p.rejected, p.chosen) for p in pairs]
+    with adapted(base, out) as model:
+        assert pair_accuracy(model, base.tokenizer, pairs).margin == Proportion(6, 6)
+        assert pair_accuracy(model, base.tokenizer, turned).margin == Proportion(0, 6)
+    assert pair_accuracy(base.model, base.tokenizer, pairs).margin is None
+
+
+def test_nothing_to_evaluate_on_is_an_error(base: ResidentBase) -> None:
+    with pytest.raises(DataError, match="no preference pairs"):
+        pair_accuracy(base.model, base.tokenizer, [])

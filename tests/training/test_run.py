@@ -1,0 +1,184 @@
+"""One adapter from pairs to a folder: what is in it, and what is left when something fails."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.artifact import ADAPTER_FILES, read_manifest
+from training.config import BAPOConfig
+from training.data import PreferencePair, pairs_digest, save_pairs
+from training.encoding import encode_pairs
+from training.errors import ConfigError, DataError, ModelError
+from training.model import ResidentBase, adapted, load_base, trainable
+from training.run import train_adapter
+from training.scoring import score_pairs
+
+Quick = Callable[..., BAPOConfig]
+
+
+def test_the_folder_is_a_peft_adapter_with_a_manifest(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    result = train_adapter(base, pairs, tmp_path / "alice", quick(), name="alice/terse")
+    assert sorted(file.name for file in result.out.iterdir()) == sorted(ADAPTER_FILES)
+    manifest = read_manifest(result.out)
+    assert manifest == result.manifest
+    assert manifest is not None
+    assert (manifest.name, manifest.method, manifest.seed) == ("alice/terse", "bapo", 42)
+    assert manifest.base.fingerprint == base.info.fingerprint
+    assert manifest.data["pairs"] == len(pairs)
+    assert "sha256:" + manifest.data["sha256"] == pairs_digest(pairs)
+    assert manifest.hyperparameters["anchor_weight"] == 0.02
+    assert manifest.metrics["train/rewards/accuracies"] > 0.5
+    assert (
+        f'"base_model_name_or_path": "{base.info.name}"'
+        in (result.out / "adapter_config.json").read_text()
+    )
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_saved_adapter_is_the_trained_one_and_not_the_base(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    result = train_adapter(base, pairs, tmp_path / "a", quick())
+    encoded = encode_pairs(base.tokenizer, pairs)
+    before = score_pairs(base.model, encoded)
+    with adapted(base, result.out) as model:
+        after = score_pairs(model, encoded)
+    gained = after - before
+    assert (gained[:, 0] > gained[:, 1]).all()
+
+
+def test_many_adapters_leave_the_resident_base_as_it_was(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    names = [name for name, _ in base.model.named_modules()]
+    weights = {name: weight.clone() for name, weight in base.model.state_dict().items()}
+    first = train_adapter(base, pairs, tmp_path / "1", quick())
+    train_adapter(base, pairs, tmp_path / "2", quick(method="dpo", lora_rank=4))
+    again = train_adapter(base, pairs, tmp_path / "3", quick())
+    assert [name for name, _ in base.model.named_modules()] == names
+    assert all(torch.equal(base.model.state_dict()[name], weights[name]) for name in weights)
+    assert not base.model.training
+    weights_file = ADAPTER_FILES[1]
+    assert (first.out / weights_file).read_bytes() == (again.out / weights_file).read_bytes()
+
+
+def test_dpo_asks_for_no_base_answers(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    result = train_adapter(base, pairs, tmp_path / "a", quick(method="dpo"))
+    assert result.manifest.method == "dpo"
+    assert not (tmp_path / "base-answers.jsonl").exists()
+
+
+def test_a_folder_and_a_file_of_pairs_do_as_well(
+    base_folder: Path, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    save_pairs(pairs, tmp_path / "pairs.jsonl")
+    result = train_adapter(base_folder, tmp_path / "pairs.jsonl", tmp_path / "a", quick())
+    assert result.manifest.base.name == base_folder.name
+
+
+def test_what_is_there_is_kept_unless_told(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    out.mkdir()
+    (out / "mine.txt").write_text("dear to me")
+    with pytest.raises(ConfigError, match="is not empty"):
+        train_adapter(base, pairs, out, quick())
+    assert (out / "mine.txt").exists()
+    train_adapter(base, pairs, out, quick(num_train_epochs=1), overwrite=True)
+    assert sorted(file.name for file in out.iterdir()) == sorted(ADAPTER_FILES)
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_no_pairs_and_a_file_in_the_way_are_refused(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no preference pairs"):
+        train_adapter(base, [], tmp_path / "a", quick())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        train_adapter(base, pairs, tmp_path / "file", quick())
+
+
+def test_longer_than_the_model_reads_is_refused(
+    base: ResidentBase, quick: Quick, tmp_path: Path
+) -> None:
+    long = PreferencePair("Why? " * 60, "Because.", "No.")
+    with pytest.raises(DataError, match="the model reads 256"):
+        train_adapter(base, [long], tmp_path / "a", quick(method="dpo"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_layers_that_do_not_exist_are_named_before_anything_is_written(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="No adapter can be put"):
+        train_adapter(base, pairs, tmp_path / "a", quick(lora_target_modules="nothing"))
+    assert not (tmp_path / "a").exists()
+    with trainable(base, quick(lora_target_modules="q_proj, v_proj")) as policy:
+        assert policy.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "../nowhere", "a/b/c"])
+def test_a_missing_model_is_one_sentence(name: str) -> None:
+    with pytest.raises(ModelError, match=f"There is no model folder {name}"):
+        load_base(name, cpu=True)
+
+
+def test_a_folder_without_an_adapter_is_one_sentence(base: ResidentBase, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no adapter folder"), adapted(base, tmp_path):
+        pass
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    config = quick(num_train_epochs=1, method="dpo")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    # No file may grow beyond 4 kB: writing the weights fails half-way, as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            train_adapter(base, pairs, tmp_path / "out" / "a", config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.errno == errno.EFBIG
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_killed_run_leaves_no_half_adapter_and_its_base_answers_stay(
+    base_folder: Path, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    save_pairs(pairs, tmp_path / "pairs.jsonl")
+    cache, out = tmp_path / "answers.jsonl", tmp_path / "a"
+    arguments = ["--model", str(base_folder), "--data", str(tmp_path / "pairs.jsonl")]
+    arguments += ["--out", str(out), "--anchor-cache", str(cache), "--epochs", "100000"]
+    arguments += ["--use-cpu", "true", "--anchor-max-new-tokens", "12"]
+    command = [sys.executable, "-c", "from training.cli import train; train()", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ) as running:
+        deadline = time.monotonic() + 120
+        while not cache.exists() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert not out.exists()
+    assert len(cache.read_text().splitlines()) == len(pairs)
+    config = quick(anchor_cache=str(cache))
+    train_adapter(base_folder, pairs, out, config)
+    assert len(cache.read_text().splitlines()) == len(pairs)
