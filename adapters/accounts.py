@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Engine, delete, select
+from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.exc import IntegrityError
 
-from adapters.db import AuditRow, GrantRow, KeyRow, UserRow, now, reading, writing
+from adapters.db import AdapterRow, AuditRow, GrantRow, KeyRow, UserRow, now, reading, writing
 from adapters.errors import AlreadyExists, InvalidName, KeyNotFound, UserNotFound
 from adapters.names import check_user_id
 
@@ -71,13 +71,19 @@ class Accounts:
             return [User(row.id, row.assigned, row.created) for row in rows]
 
     def delete_user(self, user_id: str, *, actor: str = "local") -> None:
-        """Delete the user, his keys and his grants. Raises UserNotFound."""
+        """Delete the user, his keys and his grants; what he owned is nobody's. Raises UserNotFound.
+
+        A later user of the same name inherits nothing.
+        """
         with writing(self._engine) as session:
             row = session.get(UserRow, user_id)
             if row is None:
                 raise UserNotFound(user_id)
             session.execute(delete(GrantRow).where(GrantRow.user_id == user_id))
             session.execute(delete(KeyRow).where(KeyRow.user_id == user_id))
+            session.execute(
+                update(AdapterRow).where(AdapterRow.owner == user_id).values(owner=None)
+            )
             session.delete(row)
             session.add(AuditRow(actor=actor, action="user.delete", subject=user_id))
 

@@ -24,6 +24,8 @@ CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = ADAPTER_FILES = (
     "manifest.json",
 )
 SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+# PEFT writes a model card beside every adapter it saves; it is neither read nor kept.
+IGNORED_FILES = ("README.md",)
 MAX_MANIFEST_BYTES = 2**20
 _CHUNK = 2**20
 

@@ -20,7 +20,7 @@ from sqlalchemy import (
     create_engine,
     event,
 )
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.types import TypeDecorator
 
@@ -130,9 +130,12 @@ def connect(url: str) -> Engine:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
-    """A session for looking only; on SQLite it waits for no writer."""
-    with Session(engine, expire_on_commit=False) as session:
-        yield session
+    """A session for looking only; on SQLite it waits for no writer. Raises StoreError."""
+    try:
+        with Session(engine, expire_on_commit=False) as session:
+            yield session
+    except DatabaseError as error:
+        raise _as_store_error(error) from error
 
 
 @contextmanager
@@ -142,17 +145,23 @@ def writing(engine: Engine) -> Iterator[Session]:
     try:
         with Session(writer, expire_on_commit=False) as session, session.begin():
             yield session
-    except OperationalError as error:
-        if "full" in str(error.orig):
-            raise StoreFull(
-                "No space is left for the registry's database: free some and try again."
-            ) from error
-        raise StoreError("The registry's database cannot be written now: try again.") from error
+    except IntegrityError:
+        raise  # not the database's trouble: the caller knows which rule was broken
+    except DatabaseError as error:
+        raise _as_store_error(error) from error
+
+
+def _as_store_error(error: DatabaseError) -> StoreError:
+    reason = str(error.orig).rstrip(".")
+    if "full" in reason:
+        return StoreFull("No space is left for the registry's database: free some and try again.")
+    return StoreError(f"The registry's database does not answer ({reason}): try again.")
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={BUSY_MILLISECONDS}"):
+    # The time-out first: turning the log on is the first thing that may have to wait.
+    for pragma in (f"busy_timeout={BUSY_MILLISECONDS}", "journal_mode=WAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

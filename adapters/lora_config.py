@@ -1,14 +1,20 @@
 """What `adapter_config.json` may say: a plain LoRA, its rank and its scale.
 
-Owns reading PEFT's configuration with suspicion and refusing every feature that the engine
-would drop in silence or fail on. Refuses tensors. `LoraSettings` that exist describe a LoRA
+Owns reading PEFT's configuration with suspicion, and turning away every feature that the engine
+would drop in silence or fail on. Refuses tensors. `LoraSettings` that were read describe a LoRA
 whose whole effect is `scale * B @ A`.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from adapters.artifact import CONFIG_FILE
+from adapters.errors import InvalidAdapter
+from adapters.files import read_regular
+from adapters.strictjson import Malformed, parse_object
 
 MAX_CONFIG_BYTES = 2**20
 
@@ -31,6 +37,7 @@ REFUSED_FEATURES = {
     "arrow_config": "Arrow routing is not served: leave arrow_config out",
     "kasa_config": "KaSA is not served: leave kasa_config out",
     "monteclora_config": "MonteCLoRA is not served: leave monteclora_config out",
+    "megatron_config": "Megatron's layers are not served: leave megatron_config out",
 }
 
 
@@ -48,30 +55,20 @@ class LoraSettings:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def read_settings(
-    config: Mapping[str, Any], max_rank: int | None
-) -> tuple[LoraSettings | None, list[str]]:
-    """The settings (None where rank or alpha is unusable) and everything that must change."""
-    problems = [*_kind(config), *_features(config), *_patterns(config)]
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    rslora = config.get("use_rslora", False)
-    usable = True
-    if type(rank) is not int or rank < 1:
-        problems.append(f"r must be a whole number from 1, not {_shown(rank)}")
-        usable = False
-    elif max_rank is not None and rank > max_rank:
-        problems.append(f"its rank {rank} is over the limit: train with r of at most {max_rank}")
-        usable = False
-    if not _positive_number(alpha):
-        problems.append(f"lora_alpha must be a positive number, not {_shown(alpha)}")
-        usable = False
-    if type(rslora) is not bool:
-        problems.append(f"use_rslora must be true or false, not {_shown(rslora)}")
-        usable = False
-    if not usable:
-        return None, problems
-    assert type(rank) is int and alpha is not None  # noqa: S101 - settled just above, for mypy
-    return LoraSettings(rank, float(alpha), rslora), problems
+def read_settings(folder: Path, max_rank: int | None = None) -> LoraSettings:
+    """The settings in the adapter_config.json of an untrusted folder.
+
+    Raises InvalidAdapter with everything in the file that must change.
+    """
+    try:
+        text = read_regular(folder / CONFIG_FILE, max_bytes=MAX_CONFIG_BYTES)
+        config = parse_object(text, max_bytes=MAX_CONFIG_BYTES)
+    except Malformed as error:
+        raise InvalidAdapter([f"{CONFIG_FILE} {error}"]) from None
+    problems = [*_kind(config), *_numbers(config, max_rank), *_features(config), *_patterns(config)]
+    if problems:
+        raise InvalidAdapter(problems)
+    return LoraSettings(config["r"], float(config["lora_alpha"]), config.get("use_rslora", False))
 
 
 def _kind(config: Mapping[str, Any]) -> Iterator[str]:
@@ -82,11 +79,24 @@ def _kind(config: Mapping[str, Any]) -> Iterator[str]:
     if config.get("bias", "none") != "none":
         yield f"bias must be 'none', not {_shown(config['bias'])}: biases are not served"
     init = config.get("init_lora_weights", True)
-    if not (init is None or type(init) is bool or init in PLAIN_INITS):
+    plain = isinstance(init, str) and init.lower() in PLAIN_INITS
+    if not (init is None or type(init) is bool or plain):
         yield (
             f"init_lora_weights {_shown(init)} changes the base weights: convert the adapter to "
             "a plain LoRA with PEFT's path_initial_model_for_weight_conversion"
         )
+
+
+def _numbers(config: Mapping[str, Any], max_rank: int | None) -> Iterator[str]:
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if type(rank) is not int or rank < 1:
+        yield f"r must be a whole number from 1, not {_shown(rank)}"
+    elif max_rank is not None and rank > max_rank:
+        yield f"its rank {_shown(rank)} is over the limit: train with r of at most {max_rank}"
+    if not _positive_number(alpha):
+        yield f"lora_alpha must be a positive number, not {_shown(alpha)}"
+    if type(config.get("use_rslora", False)) is not bool:
+        yield f"use_rslora must be true or false, not {_shown(config['use_rslora'])}"
 
 
 def _features(config: Mapping[str, Any]) -> Iterator[str]:

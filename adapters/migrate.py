@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DatabaseError
 
@@ -31,4 +32,8 @@ def upgrade(engine: Engine, lock: Path) -> None:
         except DatabaseError as error:
             raise StoreError(
                 f"The registry's database cannot be opened: {str(error.orig).rstrip('.')}."
+            ) from error
+        except CommandError as error:
+            raise StoreError(
+                f"The registry's database was made by a newer bapo-server ({error}): install that."
             ) from error

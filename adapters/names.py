@@ -31,12 +31,17 @@ class AdapterRef(NamedTuple):
     version: int | None
 
 
+def is_adapter_id(text: str) -> bool:
+    """Whether an adapter could be called so; what could not be need not be looked up."""
+    return _ADAPTER_ID.fullmatch(text) is not None and ".." not in text
+
+
 def check_adapter_id(adapter_id: str, reserved: Collection[str] = ()) -> str:
     """Return `adapter_id` as it is. Raises InvalidName when it is badly formed or reserved.
 
     `reserved` adds names to the standing ones, e.g. the served model's; case is ignored.
     """
-    if not _ADAPTER_ID.fullmatch(adapter_id) or ".." in adapter_id:
+    if not is_adapter_id(adapter_id):
         raise InvalidName(
             f"{_quoted(adapter_id)} is no adapter name: use lower-case letters, digits, '.', "
             "'_' and '-', begin with a letter or digit, and put at most one '/' between two parts."

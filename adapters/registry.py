@@ -5,7 +5,6 @@ checks on them (validation) and identity (accounts). A version is immutable and 
 never given twice; activating, rolling back and assigning move pointers.
 """
 
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,13 +31,14 @@ from adapters.db import (
 )
 from adapters.errors import (
     AdapterNotFound,
+    AlreadyExists,
     Conflict,
     UserNotFound,
     VersionConflict,
     VersionNotFound,
 )
 from adapters.migrate import upgrade
-from adapters.names import check_adapter_id
+from adapters.names import check_adapter_id, is_adapter_id
 from adapters.normalise import normalise
 from adapters.store import LocalStore
 from adapters.validation import Limits, validate
@@ -94,18 +94,23 @@ class Registry:
         """Check the adapter in `folder`, bring it to normal form, keep it, give it a version.
 
         The same `idempotency_key` again answers with the version it made. Raises InvalidName,
-        InvalidAdapter, Conflict for a retired name, UserNotFound for an unknown owner, StoreError.
+        InvalidAdapter, Conflict for a retired name, AlreadyExists for a key used with other
+        content, UserNotFound for an unknown owner, StoreError.
         """
         check_adapter_id(adapter_id, reserved)
-        if idempotency_key and (made := self._published_before(adapter_id, idempotency_key)):
-            return made
-        report = validate(folder, base, limits or Limits())
+        limits = limits or Limits()
+        validate(folder, base, limits)
         manifest = read_manifest(folder)
-        with tempfile.TemporaryDirectory() as scratch:
-            served = Path(scratch) / "served"
+        with self.store.scratch() as scratch:
+            served = scratch / "served"
             normalise(folder, served)
+            # Once more, on the very bytes that will be served: rounding may have emptied them,
+            # and whoever owns the folder may have changed it since.
+            report = validate(served, base, limits)
             digest = self.store.put(served)
             size = sum(file.stat().st_size for file in served.iterdir())
+        if made := self._published_before(adapter_id, idempotency_key, digest):
+            return made
         for _ in range(PUBLISH_TRIES):
             row = VersionRow(
                 adapter_id=adapter_id,
@@ -119,20 +124,27 @@ class Registry:
             try:
                 return self._record(row, owner, actor, activate)
             except IntegrityError:  # another process took the number, or used the key, just now
-                if idempotency_key and (
-                    made := self._published_before(adapter_id, idempotency_key)
-                ):
+                if made := self._published_before(adapter_id, idempotency_key, digest):
                     return made
         raise Conflict(f"Too many uploads of '{adapter_id}' at once: try again.")
 
-    def _published_before(self, adapter_id: str, key: str) -> AdapterVersion | None:
+    def _published_before(
+        self, adapter_id: str, key: str | None, digest: str
+    ) -> AdapterVersion | None:
+        """What this key made already, if anything. Raises AlreadyExists for other content."""
+        if not key:
+            return None
         with reading(self._engine) as session:
             row = session.scalar(
                 select(VersionRow).where(
                     VersionRow.adapter_id == adapter_id, VersionRow.idempotency_key == key
                 )
             )
-            return None if row is None else _version(row)
+        if row is not None and row.digest != digest:
+            raise AlreadyExists(
+                f"The idempotency key has made another version of '{adapter_id}': take a new key."
+            )
+        return None if row is None else _version(row)
 
     def _record(
         self, row: VersionRow, owner: str | None, actor: str, activate: bool
@@ -188,13 +200,18 @@ class Registry:
             return _version(row)
 
     def rollback(self, adapter_id: str, *, actor: str = "local") -> AdapterVersion:
-        """Back to the version that was active before. Raises AdapterNotFound, Conflict."""
+        """Back to the version that was active before; once, then `activate` names the next.
+
+        Raises AdapterNotFound, Conflict.
+        """
         with writing(self._engine) as session:
             adapter = _living(session, adapter_id)
             if adapter.previous_version is None:
                 raise Conflict(f"'{adapter_id}' has no earlier active version to go back to.")
             row = _version_row(session, adapter_id, adapter.previous_version)
             _point(session, adapter, row.version, actor, "adapter.rollback")
+            # Not a toggle: a second call must not bring back what the first one took away.
+            adapter.previous_version = None
             return _version(row)
 
     def retire(self, adapter_id: str, *, actor: str = "local") -> None:
@@ -249,6 +266,8 @@ class Registry:
 
         Raises AdapterNotFound, the same whether it is unknown, retired, inactive or forbidden.
         """
+        if not is_adapter_id(adapter_id):
+            raise AdapterNotFound(adapter_id)
         with reading(self._engine) as session:
             adapter = session.get(AdapterRow, adapter_id)
             if (
@@ -257,15 +276,11 @@ class Registry:
                 or not (is_admin or _may_use(session, adapter, user_id))
             ):
                 raise AdapterNotFound(adapter_id)
-            row = session.scalar(
-                select(VersionRow).where(
-                    VersionRow.adapter_id == adapter_id,
-                    VersionRow.version == (version or adapter.active_version or 0),
-                )
-            )
-            if row is None:
-                raise AdapterNotFound(adapter_id)
-            return _version(row)
+            wanted = adapter.active_version if version is None else version
+            try:
+                return _version(_version_row(session, adapter_id, wanted or 0))
+            except VersionNotFound:
+                raise AdapterNotFound(adapter_id) from None
 
     def assigned(self, user_id: str) -> AdapterVersion | None:
         """The version assigned to the user, None for the base or an unknown user.
@@ -362,16 +377,19 @@ def _may_use(session: Session, adapter: AdapterRow, user_id: str | None) -> bool
 
 
 def _living(session: Session, adapter_id: str) -> AdapterRow:
-    adapter = session.get(AdapterRow, adapter_id, with_for_update=True)
+    known = is_adapter_id(adapter_id)
+    adapter = session.get(AdapterRow, adapter_id, with_for_update=True) if known else None
     if adapter is None or adapter.retired:
         raise AdapterNotFound(adapter_id)
     return adapter
 
 
 def _version_row(session: Session, adapter_id: str, version: int) -> VersionRow:
-    row = session.scalar(
-        select(VersionRow).where(VersionRow.adapter_id == adapter_id, VersionRow.version == version)
+    query = select(VersionRow).where(
+        VersionRow.adapter_id == adapter_id, VersionRow.version == version
     )
+    # A number beyond the column's type is not asked for: the driver would stumble over it.
+    row = session.scalar(query) if 0 < version < 2**31 else None
     if row is None:
         raise VersionNotFound(f"The adapter '{adapter_id}' has no version {version}.")
     return row

@@ -10,24 +10,23 @@ from typing import Any
 
 import httpx
 
-from adapters.artifact import ADAPTER_FILES
-from adapters.errors import AdapterError
+from adapters.artifact import ADAPTER_FILES, SERVED_FILES
+from adapters.errors import AdapterError, InvalidAdapter
 
 UPLOAD_SECONDS = 600
 
 
-class RemoteError(AdapterError):
-    """The server refused, or could not be reached."""
-
-
 class RemoteRegistry:
-    """A server at `url`, spoken to with an admin key."""
+    """A server at `url`, spoken to with an admin key. Every call raises AdapterError."""
 
     def __init__(self, url: str, key: str) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
 
     def publish(self, adapter_id: str, folder: Path, *, activate: bool) -> Any:
+        missing = [f"{name} is missing" for name in SERVED_FILES if not (folder / name).is_file()]
+        if missing:
+            raise InvalidAdapter(missing)
         with ExitStack() as files:
             parts = {
                 name.partition(".")[0]: (name, files.enter_context((folder / name).open("rb")))
@@ -75,9 +74,9 @@ class RemoteRegistry:
                 method, self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS, **options
             )
         except httpx.HTTPError as error:
-            raise RemoteError(f"No server answers at {self._url}: {error}.") from error
+            raise AdapterError(f"No server answers at {self._url}: {error}.") from error
         if answer.is_error:
-            raise RemoteError(_sentence(answer))
+            raise AdapterError(_sentence(answer))
         return answer.json() if answer.content else None
 
 

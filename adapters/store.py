@@ -8,10 +8,12 @@ is written under a temporary name, made durable and renamed into place.
 import secrets
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.artifact import SERVED_FILES, artifact_digest
-from adapters.errors import CorruptArtifact, StoreError
+from adapters.errors import CorruptArtifact, InvalidAdapter, StoreError
 from adapters.files import as_store_error, sync_folder, write_durably
 
 ABANDONED_SECONDS = 3600
@@ -35,7 +37,7 @@ class LocalStore:
         """
         digest = artifact_digest(folder)
         place = self._place(digest)
-        if place.is_dir():
+        if self._is_sound(digest):
             return digest
         draft = self._draft()
         try:
@@ -43,6 +45,7 @@ class LocalStore:
                 with (folder / name).open("rb") as source:
                     write_durably(draft / name, iter(lambda: source.read(_CHUNK), b""))
             sync_folder(draft)
+            self._set_aside(place)
             self._rename(draft, place)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -57,7 +60,12 @@ class LocalStore:
 
     def verify(self, digest: str) -> None:
         """Hash the stored bytes again. Raises CorruptArtifact where they are not what they were."""
-        if artifact_digest(self.path(digest)) != digest:
+        place = self.path(digest)
+        try:
+            found = artifact_digest(place)
+        except InvalidAdapter:  # a file is gone, or is no longer a file
+            found = None
+        if found != digest:
             raise CorruptArtifact(f"The stored adapter {digest} is damaged: upload it again.")
 
     def _place(self, digest: str) -> Path:
@@ -65,6 +73,28 @@ class LocalStore:
         if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
             raise StoreError(f"{digest!r} is no digest.")
         return self._blobs / value
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder on the store's own disk for work before `put`; it is gone afterwards."""
+        folder = self._draft()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_sound(self, digest: str) -> bool:
+        try:
+            self.verify(digest)
+        except CorruptArtifact:
+            return False
+        return True
+
+    def _set_aside(self, place: Path) -> None:
+        """Move damaged content out of the way of the same content, uploaded again."""
+        if place.is_dir():
+            with suppress(FileNotFoundError):  # another process mends it at the same time
+                place.rename(self._drafts / secrets.token_hex(8))
 
     def _draft(self) -> Path:
         try:
@@ -85,5 +115,6 @@ class LocalStore:
     def _clean(self) -> None:
         """Remove drafts of processes that died; young ones may still be written."""
         for draft in self._drafts.iterdir():
-            if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(draft, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its owner has finished in this moment
+                if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(draft, ignore_errors=True)

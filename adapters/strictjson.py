@@ -44,6 +44,8 @@ def parse_object(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         raise Malformed("holds a number or nesting that is too large") from None
     if not isinstance(value, dict):
         raise Malformed("is not a JSON object")
+    if "\\u" in text:
+        _refuse_surrogates(value)
     return value
 
 
@@ -58,6 +60,14 @@ def _refuse_depth(text: str) -> None:
             depth -= 1
         if depth > MAX_DEPTH:
             raise Malformed(f"is nested deeper than {MAX_DEPTH} levels")
+
+
+def _refuse_surrogates(value: dict[str, Any]) -> None:
+    """An escape can make half a character, which no database and no terminal takes."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Malformed("holds an escape that is half a character") from None
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ train = typer.Typer(add_completion=False)
 evaluate = typer.Typer(add_completion=False)
 anchors = typer.Typer(add_completion=False)
 
-MORE_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+MORE_SETTINGS = {"ignore_unknown_options": True}
 
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder or a Hub name.")]
 Data = Annotated[str | None, typer.Option("--data", help="Preference pairs, a JSONL file.")]
@@ -33,9 +33,12 @@ Data = Annotated[str | None, typer.Option("--data", help="Preference pairs, a JS
 
 @train.command(context_settings=MORE_SETTINGS)
 def _train(
-    context: typer.Context,
-    experiment_file: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Experiment file.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml] [--SETTING VALUE]...",
+            help="An experiment file, and any setting that has no flag below.",
+        ),
     ] = None,
     model: Model = None,
     data: Data = None,
@@ -61,15 +64,13 @@ def _train(
     Any other setting of training/config.py can be given as --name value; flags are
     stronger than the file.
     """
-    given = {k: v for k, v in locals().items() if v is not None}
-    del given["context"]
+    flags = {k: v for k, v in locals().items() if v is not None and k != "words"}
     with spoken_errors():
-        flags = {k: v for k, v in given.items() if k != "experiment_file"}
-        flags |= _extra_settings(context.args)
+        file, settings = _file_and_settings(words or [])
         from training.config import experiment, read_settings
         from training.run import train_adapter
 
-        run = experiment((read_settings(experiment_file) if experiment_file else {}) | flags)
+        run = experiment((read_settings(file) if file else {}) | flags | settings)
         result = train_adapter(
             run.model,
             run.data,
@@ -153,7 +154,7 @@ def spoken_errors() -> Iterator[None]:
     except (TrainingError, AdapterError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("Stopped; no adapter was written.", code=130)
+        _fail("Stopped before the end; nothing half-done was left behind.", code=130)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             _fail("No space is left on the disk; free some and run again.")
@@ -166,18 +167,23 @@ def _fail(sentence: str, *, code: int = 1) -> None:
     raise typer.Exit(code)
 
 
-def _extra_settings(arguments: list[str]) -> dict[str, Any]:
-    """`--name value` and `--name=value` that are not flags of their own, as settings."""
+def _file_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """Tell the experiment file from `--name value` and `--name=value` settings."""
+    file: str | None = None
     settings: dict[str, Any] = {}
-    rest = iter(arguments)
-    for argument in rest:
-        if not argument.startswith("--"):
-            raise ConfigError(f"'{argument}' is neither an experiment file nor a --setting.")
-        name, equals, value = argument.removeprefix("--").partition("=")
-        settings[name.replace("-", "_")] = value if equals else next(rest, None)
-        if settings[name.replace("-", "_")] is None:
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            if file is not None:
+                raise ConfigError(f"'{word}' is one experiment file too many, after '{file}'.")
+            file = word
+            continue
+        name, equals, value = word.removeprefix("--").partition("=")
+        given = value if equals else next(rest, None)
+        if given is None:
             raise ConfigError(f"The setting --{name} needs a value.")
-    return settings
+        settings[name.replace("-", "_")] = given
+    return file, settings
 
 
 def _show(found: "Evaluation", *, as_json: bool) -> None:

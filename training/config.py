@@ -8,6 +8,7 @@ those are the experiment's. A config that exists is in range.
 
 # ruff: noqa: RUF009 - setting() is dataclasses.field with the help line beside the value
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.errors import ConfigError
 from training.losses import AnchorType
 
 Method = Literal["bapo", "dpo"]
+CHECKPOINTS = Path("runs", "checkpoints")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -55,7 +57,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         "all-linear", "Layers that get an adapter: all-linear, or names with commas between."
     )
 
-    output_dir: str | None = setting("runs/trainer", "Where checkpoints go, if any are saved.")
+    output_dir: str | None = setting(None, "Where checkpoints go; default: runs/checkpoints.")
     learning_rate: float = setting(2e-4, "Peak learning rate.")
     num_train_epochs: float = setting(3.0, "Passes over the pairs.")
     per_device_train_batch_size: int = setting(16, "Pairs in a step, on each device.")
@@ -74,6 +76,10 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         self._check_ranges()
         if self.method == "dpo" or self.anchor_weight == 0:
             self.method, self.anchor_weight = "dpo", 0.0
+        if self.output_dir is None:
+            # The Trainer makes this folder even where nothing is saved; not in the user's.
+            unused = Path(tempfile.gettempdir(), "bapo-trainer")
+            self.output_dir = str(unused if self.save_strategy == "no" else CHECKPOINTS)
         if self.bf16 is None:
             self.bf16 = bf16_pays(cpu=self.use_cpu)
         try:

@@ -25,8 +25,8 @@ def bar(label: str | None) -> Iterator[Bar]:
         yield _silent
         return
     columns = (
-        TextColumn("{task.description:<28}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(compact=True),

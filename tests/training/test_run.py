@@ -161,8 +161,18 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_killed_run_leaves_no_half_adapter_and_its_base_answers_stay(
-    base_folder: Path, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "Stopped")],
+)
+def test_an_ended_run_leaves_no_half_adapter_and_its_base_answers_stay(
+    base_folder: Path,
+    pairs: list[PreferencePair],
+    quick: Quick,
+    tmp_path: Path,
+    how: signal.Signals,
+    code: int,
+    said: str,
 ) -> None:
     save_pairs(pairs, tmp_path / "pairs.jsonl")
     cache, out = tmp_path / "answers.jsonl", tmp_path / "a"
@@ -170,13 +180,16 @@ def test_a_killed_run_leaves_no_half_adapter_and_its_base_answers_stay(
     arguments += ["--out", str(out), "--anchor-cache", str(cache), "--epochs", "100000"]
     arguments += ["--use-cpu", "true", "--anchor-max-new-tokens", "12"]
     command = [sys.executable, "-c", "from training.cli import train; train()", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ) as running:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as running:
         deadline = time.monotonic() + 120
         while not cache.exists() and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)
-        running.kill()
-    assert running.returncode == -signal.SIGKILL
+        running.send_signal(how)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == code
+    assert said in stderr
+    assert "Traceback" not in stderr
     assert not out.exists()
     assert len(cache.read_text().splitlines()) == len(pairs)
     config = quick(anchor_cache=str(cache))

@@ -1,4 +1,4 @@
-"""The verbs as a user meets them: another process, its exit code and what it says."""
+"""The verbs as a user meets them: the exit code and what is said, once as a process of its own."""
 
 import json
 import os
@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner, Result
 
+from training.cli import anchors, evaluate, train
 from training.data import PreferencePair, save_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +25,11 @@ def bapo(*arguments: object) -> subprocess.CompletedProcess[str]:
         check=False,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
+
+
+def run(verb: typer.Typer, *arguments: object) -> Result:
+    """The verb in this process, which has torch loaded already."""
+    return CliRunner().invoke(verb, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -43,18 +51,18 @@ def test_train_then_eval(base_folder: Path, data: Path, tmp_path: Path) -> None:
     facts = tmp_path / "facts.jsonl"
     facts.write_text('{"prompt": "Is rain wet?", "answers": ["yes"]}\n')
     arguments = ["--model", base_folder, "--adapter", out, "--pairs", data, "--facts", facts]
-    table = bapo("eval", *arguments)
-    assert table.returncode == 0, table.stderr
+    table = run(evaluate, *arguments)
+    assert table.exit_code == 0, table.stderr
     assert "facts right" in table.stdout
-    found = json.loads(bapo("eval", *arguments, "--json").stdout)
+    found = json.loads(run(evaluate, *arguments, "--json").stdout)
     assert found["b"]["chosen gained more than rejected"]["n"] == 6
     assert found["base"]["facts right"]["n"] == 1
 
 
 def test_anchors_fill_the_cache(base_folder: Path, data: Path, tmp_path: Path) -> None:
     cache = tmp_path / "answers.jsonl"
-    made = bapo("anchors", "--model", base_folder, "--data", data, "--cache", cache)
-    assert made.returncode == 0, made.stderr
+    made = run(anchors, "--model", base_folder, "--data", data, "--cache", cache)
+    assert made.exit_code == 0, made.stderr
     assert "6 prompts answered" in made.stdout
     assert len(cache.read_text().splitlines()) == 6
 
@@ -64,8 +72,8 @@ def test_bad_input_is_one_sentence(base_folder: Path, data: Path, tmp_path: Path
     broken.write_text(data.read_text() + "{oops\n")
     empty.write_text("")
     out = tmp_path / "out"
-    good = {"--model": base_folder, "--data": data, "--out": out}
-    cases = [
+    good: dict[str, object] = {"--model": base_folder, "--data": data, "--out": out}
+    cases: list[tuple[dict[str, object], str]] = [
         ({"--model": tmp_path / "none"}, "There is no model folder"),
         ({"--data": broken}, f"{broken}:7: not JSON"),
         ({"--data": empty}, "is empty"),
@@ -73,8 +81,8 @@ def test_bad_input_is_one_sentence(base_folder: Path, data: Path, tmp_path: Path
     ]
     for change, said in cases:
         flags = [part for pair in (good | change).items() for part in pair]
-        failed = bapo("train", *flags)
-        assert failed.returncode == 1
+        failed = run(train, *flags)
+        assert failed.exit_code == 1
         assert said in failed.stderr
         assert len(failed.stderr.strip().splitlines()) == 1
         assert failed.stdout == ""
@@ -82,8 +90,8 @@ def test_bad_input_is_one_sentence(base_folder: Path, data: Path, tmp_path: Path
 
 
 def test_wrong_usage_is_exit_code_2() -> None:
-    assert bapo("eval").returncode == 2
-    assert bapo("train", "--epochs", "many").returncode == 2
+    assert run(evaluate).exit_code == 2
+    assert run(train, "--epochs", "many").exit_code == 2
 
 
 def test_help_loads_no_torch() -> None:

@@ -1,0 +1,114 @@
+"""A safetensors header is believed only when all of it fits together."""
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapters.strictjson import Malformed
+from adapters.tensorfile import (
+    MAX_HEADER_BYTES,
+    decode,
+    encode_bf16,
+    header_bytes,
+    read_floats,
+    read_header,
+)
+
+
+def file_with(header: Mapping[str, Any] | bytes, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor(begin: int, end: int, shape: list[Any], dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def refused(content: bytes, says: str) -> None:
+    with pytest.raises(Malformed, match=says):
+        read_header(io.BytesIO(content), len(content))
+
+
+def test_what_is_written_is_read() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = header_bytes({"a": ("F32", (2, 3))}) + values.tobytes()
+    header = read_header(io.BytesIO(content), len(content))
+    (entry,) = header
+    assert (entry.name, entry.shape, entry.elements) == ("a", (2, 3), 6)
+    np.testing.assert_array_equal(read_floats(io.BytesIO(content), entry), values)
+
+
+def test_the_header_is_padded_to_eight_bytes() -> None:
+    assert all(len(header_bytes({"a" * n: ("BF16", (1,))})) % 8 == 0 for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "too short"),
+        (b"\x08\x00\x00", "too short"),
+        ((2**63).to_bytes(8, "little") + b"{}", "claims a header"),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b"{}", "claims a header"),
+        ((1000).to_bytes(8, "little") + b"{}", "truncated"),
+        (file_with(b"not json", b""), "not valid JSON"),
+        (file_with({"a": tensor(0, 8, [2])}, b"\0" * 4), "truncated"),
+        (file_with({"a": tensor(0, 8, [2])}, b"\0" * 12), "after its last tensor"),
+        (file_with({}, b"\0" * 4), "after its last tensor"),
+        (file_with({"a": tensor(4, 8, [1])}, b"\0" * 8), "hole"),
+        (file_with({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, b"\0" * 12), "overlap"),
+        (file_with({"a": tensor(0, 8, [2]), "b": tensor(0, 8, [2])}, b"\0" * 8), "overlap"),
+        (file_with({"a": tensor(-8, 0, [2])}, b"\0" * 8), "positions"),
+        (file_with({"a": tensor(8, 0, [2])}, b"\0" * 8), "fill"),
+        (file_with({"a": tensor(0, 8, [3])}, b"\0" * 8), "fill"),
+        (file_with({"a": tensor(0, 8, [-2])}, b"\0" * 8), "list of sizes"),
+        (file_with({"a": tensor(0, 8, [2.0])}, b"\0" * 8), "list of sizes"),
+        (file_with({"a": tensor(0, 4, [True])}, b"\0" * 4), "list of sizes"),
+        (file_with({"a": tensor(0, 4, [1] * 9)}, b"\0" * 4), "list of sizes"),
+        (file_with({"a": tensor(0, 10**10, [25 * 10**8])}, b"\0" * 8), "truncated"),
+        (file_with({"a": tensor(0, 0, [2**62, 2**62])}, b""), "fill"),
+        (file_with({"a": tensor(0, 8, [8], "I8")}, b"\0" * 8), "save it as"),
+        (file_with({"a": tensor(0, 8, [1], "F64")}, b"\0" * 8), "save it as"),
+        (file_with({"a": tensor(0, 8, [1], ["F32"])}, b"\0" * 8), "save it as"),
+        (file_with({"a": {"dtype": "F32"}}, b""), "other fields"),
+        (file_with({"a": [1]}, b""), "other fields"),
+        (file_with({"a": tensor(0, 4, [1]) | {"x": 1}}, b"\0" * 4), "other fields"),
+        (file_with({"__metadata__": {"a": 1}}, b""), "__metadata__"),
+        (file_with(b'{"a":1,"a":2}', b""), "twice"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(content: bytes, says: str) -> None:
+    refused(content, says)
+
+
+@pytest.mark.parametrize(
+    ("value", "bits"),
+    [
+        (1.0, 0x3F80),
+        (-2.0, 0xC000),
+        (1 + 2**-8, 0x3F80),  # half way between two: the even one
+        (1 + 3 * 2**-8, 0x3F82),  # half way again: up, to the even one
+        (1 + 2**-8 + 2**-20, 0x3F81),
+        (0.0, 0x0000),
+        (-0.0, 0x8000),
+    ],
+)
+def test_bf16_is_rounded_to_nearest_even(value: float, bits: int) -> None:
+    assert encode_bf16(np.array([value], np.float32)) == bits.to_bytes(2, "little")
+
+
+def test_bf16_agrees_with_torch() -> None:
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).normal(0, 1, 10_000).astype(np.float32)
+    by_torch = torch.from_numpy(values).bfloat16().float().numpy()
+    np.testing.assert_array_equal(decode(encode_bf16(values), "BF16"), by_torch)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.4e38, 1e300])
+def test_what_bf16_cannot_hold_is_refused(value: float) -> None:
+    with pytest.raises(Malformed, match="bf16"):
+        encode_bf16(np.array([value], np.float64))
