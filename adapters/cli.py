@@ -76,7 +76,7 @@ def local(data_dir: Path, database_url: str | None) -> Iterator[Registry]:
 
 def remote(server: str, key: str | None) -> RemoteRegistry:
     if not key:
-        raise AdapterError("--server needs an admin key: give --key or set BAPO_KEY.")
+        raise AdapterError("No admin key was given for the server: use --key or set BAPO_KEY.")
     return RemoteRegistry(server, key)
 
 

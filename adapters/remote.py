@@ -73,7 +73,7 @@ class RemoteRegistry:
             answer = httpx.request(
                 method, self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS, **options
             )
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AdapterError(f"No server answers at {self._url}: {error}.") from error
         if answer.is_error:
             raise AdapterError(_sentence(answer))

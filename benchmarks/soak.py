@@ -27,12 +27,12 @@ from rich.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "examples"))
-from serving import Server, serving  # noqa: E402
-
 from adapters.base import POCKET  # noqa: E402
 from training.config import BAPOConfig  # noqa: E402
 from training.model import load_base  # noqa: E402
 from training.run import train_adapter  # noqa: E402
+
+from serving import Server, serving  # noqa: E402
 
 VOICES = ("pirate", "playful")
 QUESTIONS = ("What is the capital of Norway?", "What is 3 times 4?", "What is the symbol of Gold?")

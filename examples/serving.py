@@ -137,6 +137,8 @@ def serving(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if process.returncode != 0:
+        raise SystemExit(f"the server ended with status {process.returncode}; its log is {log}")
 
 
 def _ready(url: str) -> bool:

@@ -1,7 +1,7 @@
 """The server's settings: environment (`BAPO_*`), then a YAML file, then flags.
 
-The later the stronger. Owns names, defaults and what a value may be. Reads no model and opens nothing; what a default
-resolves to on this machine (dtype, data folder) is a property here, so that it is decided once.
+The later the stronger. Owns names, defaults and what a value may be. Reads no model and opens
+nothing; what a default resolves to on this machine is decided where it is used, once.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import preferences
-import voices
-from world import written_facts
 
 from adapters.base import POCKET, describe_base
 from training.data import load_pairs
 from training.evaluation.retention import answer_texts
+
+import voices
+from world import written_facts
 
 if TYPE_CHECKING:
     from training.model import ResidentBase

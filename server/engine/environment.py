@@ -21,9 +21,15 @@ DEFAULTS = {
 # a client names, and would keep a lock for ever for each unknown name.
 FORCED = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0", "VLLM_SERVER_DEV_MODE": "0"}
 
+# The entry point of `cpu_lora.py`: without it, base requests on a CPU get others' adapters.
+CORRECTION = "bapo_cpu_lora"
+
 
 def prepare() -> None:
     """Set the variables of this process, which the engine's processes inherit."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.update(FORCED)
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and CORRECTION not in allowed.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [allowed, CORRECTION]))

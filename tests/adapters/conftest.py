@@ -13,6 +13,7 @@ import pytest
 
 from adapters.artifact import Manifest, write_manifest
 from adapters.base import BaseModelInfo
+from adapters.registry import Registry, open_registry
 from adapters.tensorfile import encode_bf16, header_bytes
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
@@ -105,3 +106,11 @@ def file_limit() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    """An empty registry in `tmp_path / "data"`."""
+    opened = open_registry(tmp_path / "data")
+    yield opened
+    opened.close()

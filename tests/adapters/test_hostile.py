@@ -23,11 +23,12 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
     max_leaves=8,
 )
-FIELDS = st.sampled_from(
-    ["peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights", "rank_pattern"]
-    + ["alpha_pattern", "modules_to_save", "use_dora", "task_type", "target_modules"]
-    + ["name", "base", "method", "metrics", "created", "schema_version", "seed", "data"]
+CONFIG_FIELDS = (
+    "peft_type r lora_alpha use_rslora bias init_lora_weights rank_pattern alpha_pattern "
+    "modules_to_save use_dora task_type target_modules"
 )
+MANIFEST_FIELDS = "name base method metrics created schema_version seed data"
+FIELDS = st.sampled_from(f"{CONFIG_FIELDS} {MANIFEST_FIELDS}".split())
 
 
 def outcome(folder: Path, base: BaseModelInfo) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapters.artifact import artifact_digest
@@ -33,35 +34,30 @@ def test_normal_form_is_its_own_normal_form(craft: Craft) -> None:
     assert artifact_digest(served(once)) == artifact_digest(once)
 
 
-def test_the_order_and_type_of_the_upload_leave_no_trace(craft: Craft, base: BaseModelInfo) -> None:
-    """Values that bf16 holds exactly, written in another order, type and configuration."""
-    once = served(craft(config={"lora_alpha": 4}))
-    digest = artifact_digest(once)
-    for dtype in ("F32", "BF16"):
-        again = craft(dtype="BF16", config={"lora_alpha": 4, "lora_dropout": 0.5})
-        if dtype == "F32":
-            again = once  # bf16 already
-        assert artifact_digest(served(again)) == digest
+def tensors_of(folder: Path) -> dict[str, Any]:
+    """As the safetensors library reads them; torch's, because numpy has no bf16."""
+    return dict(load_file(folder / "adapter_model.safetensors"))
 
 
-def test_scale_and_weights_are_one_thing(craft: Craft, base: BaseModelInfo) -> None:
+def test_who_wrote_the_upload_leaves_no_trace(craft: Craft) -> None:
+    """The same numbers as fp32 from the safetensors library, with metadata, as they come."""
+    ours = craft(dtype="BF16", config={"lora_dropout": 0.5})
+    numbers = {name: values.float() for name, values in tensors_of(ours).items()}
+    theirs = craft(weights=save(numbers, metadata={"format": "pt"}))
+    assert artifact_digest(served(theirs)) == artifact_digest(served(ours))
+
+
+def test_scale_and_weights_are_one_thing(craft: Craft) -> None:
     """alpha 8 at rank 4 is B doubled at alpha 4; at rsLoRA's √4 = 2 it is alpha 4."""
+    plain = craft(config={"lora_alpha": 8})
     doubled = {
-        f"base_model.model.{module}.lora_B.weight": values
-        for module in base.modules
-        for values in [_b(craft, module) * np.float32(2)]
+        name: values.numpy() * np.float32(2)
+        for name, values in tensors_of(plain).items()
+        if "lora_B" in name
     }
-    plain = artifact_digest(served(craft(config={"lora_alpha": 8})))
-    folded = artifact_digest(served(craft(config={"lora_alpha": 4}, tensors=doubled)))
-    rs = artifact_digest(served(craft(config={"lora_alpha": 4, "use_rslora": True})))
-    assert plain == folded == rs
-
-
-def _b(craft: Craft, module: str) -> Any:
-    from safetensors.numpy import load_file
-
-    tensors = load_file(craft() / "adapter_model.safetensors")
-    return tensors[f"base_model.model.{module}.lora_B.weight"]
+    folded = craft(config={"lora_alpha": 4}, tensors=doubled)
+    stabilised = craft(config={"lora_alpha": 4, "use_rslora": True})
+    assert len({artifact_digest(served(f)) for f in (plain, folded, stabilised)}) == 1
 
 
 def test_the_form(craft: Craft, base: BaseModelInfo) -> None:
@@ -115,9 +111,9 @@ def fresh(tiny: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
 
 
-@torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    answer: torch.Tensor = model(IDS).logits
+    with torch.no_grad():
+        answer: torch.Tensor = model(IDS).logits
     return answer
 
 
@@ -151,4 +147,4 @@ def test_peft_answers_the_same_with_either(
     after = logits(PeftModel.from_pretrained(fresh(tiny), str(tmp_path / "served")))
     effect = (before - plain).abs().max()
     assert (after - before).abs().max() < 0.02 * effect
-    assert effect > 0.01
+    assert effect > 1e-3

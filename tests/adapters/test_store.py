@@ -97,7 +97,11 @@ def test_only_old_drafts_are_cleaned(store: LocalStore, tmp_path: Path) -> None:
 
 
 def test_scratch_is_gone_afterwards(store: LocalStore, tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), store.scratch() as folder:
-        (folder / "work").write_bytes(b"work")
-        raise ZeroDivisionError
+    def fail() -> None:
+        with store.scratch() as folder:
+            (folder / "work").write_bytes(b"work")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert everything(tmp_path) == set()

@@ -1,0 +1,102 @@
+"""The verbs, as they are typed: a table or JSON, or one sentence and exit code 1."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from adapters.base import POCKET, BaseModelInfo, describe_base
+from adapters.cli import adapters_app, db_app, keys_app, users_app
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def base() -> BaseModelInfo:
+    return describe_base(POCKET)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a verb on a data folder of its own."""
+
+    def verb(app: typer.Typer, *args: Any, here: bool = True, fails: bool = False) -> Result:
+        where = ["--data-dir", str(tmp_path / "data")] if here else []
+        result = CliRunner().invoke(app, [*map(str, args), *where])
+        assert result.exit_code == (1 if fails else 0), result.output
+        assert not fails or re.fullmatch(r"[A-Z'].*\.\n", result.stderr), result.stderr
+        return result
+
+    return verb
+
+
+def test_from_a_folder_to_a_version(run: Run, craft: Callable[..., Path]) -> None:
+    folder = craft(seed=1)
+    checked = run(adapters_app, "check", folder, "--json", here=False)
+    assert json.loads(checked.output)["rank"] == 4
+    assert "rank" in run(adapters_app, "check", folder, here=False).output
+    assert "none yet" in run(adapters_app, "list").output
+    made = run(adapters_app, "publish", "concise", folder, "--activate", "--json")
+    assert json.loads(made.output)["ref"] == "concise@1"
+    run(adapters_app, "publish", "concise", craft(seed=2))
+    assert run(adapters_app, "activate", "concise", 2, "--expected", 1).output == "concise@2\n"
+    assert run(adapters_app, "rollback", "concise").output == "concise@1\n"
+    (row,) = json.loads(run(adapters_app, "list", "--json").output)
+    assert (row["adapter"], row["active_version"]) == ("concise", 1)
+    assert len(json.loads(run(adapters_app, "show", "concise", "--json").output)["versions"]) == 2
+    assert "sha256:" in run(adapters_app, "show", "concise").output
+    assert "2 of 2" in run(adapters_app, "verify").output
+    run(adapters_app, "retire", "concise")
+    run(adapters_app, "show", "concise", fails=True)
+
+
+def test_users_and_keys(run: Run, craft: Callable[..., Path]) -> None:
+    run(adapters_app, "publish", "concise", craft(), "--activate")
+    run(users_app, "create", "alice", "--adapter", "concise")
+    (row,) = json.loads(run(users_app, "list", "--json").output)
+    assert (row["id"], row["assigned"]) == ("alice", "concise")
+    key = run(keys_app, "create", "--user", "alice").output.strip()
+    run(keys_app, "revoke", key.split("_")[1])
+    run(keys_app, "revoke", key.split("_")[1], fails=True)
+    run(users_app, "delete", "alice")
+    run(users_app, "delete", "alice", fails=True)
+    assert run(keys_app, "create", "--role", "admin").output.startswith("bapo_")
+    run(keys_app, "create", fails=True)
+    run(db_app, "upgrade")
+
+
+def test_bad_adapters_are_one_sentence(run: Run, craft: Callable[..., Path]) -> None:
+    broken = craft(config={"r": 0, "use_dora": True})
+    for result in (
+        run(adapters_app, "check", broken, here=False, fails=True),
+        run(adapters_app, "publish", "concise", broken, fails=True),
+    ):
+        assert "use_dora=false" in result.stderr
+    run(adapters_app, "check", broken.with_name("nowhere"), here=False, fails=True)
+    run(adapters_app, "check", craft(), "--model", "nowhere", here=False, fails=True)
+    run(adapters_app, "publish", "base", craft(), fails=True)
+    run(adapters_app, "activate", "unknown", 1, fails=True)
+
+
+def test_damage_is_said(run: Run, craft: Callable[..., Path], tmp_path: Path) -> None:
+    run(adapters_app, "publish", "concise", craft())
+    (weights,) = (tmp_path / "data").rglob("adapter_model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    result = run(adapters_app, "verify", fails=True)
+    assert "damaged" in result.stderr
+    assert "0 of 1" in result.output
+
+
+def test_a_server_that_is_not_there(run: Run, craft: Callable[..., Path]) -> None:
+    server = ("--server", "http://127.0.0.1:9", "--key", "k")
+    assert "No server answers" in run(adapters_app, "list", *server, fails=True).stderr
+    run(adapters_app, "publish", "a", craft(), *server, fails=True)
+    run(adapters_app, "publish", "a", craft().with_name("nowhere"), *server, fails=True)
+    run(adapters_app, "list", "--server", "http://127.0.0.1:9", fails=True)
+    for url in ("no url", "http://[", "ftp://host"):
+        run(adapters_app, "list", "--server", url, "--key", "k", fails=True)
