@@ -118,7 +118,7 @@ def memory_mebibytes(port: int) -> float:
         if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
             server = psutil.Process(connection.pid)
             family = [server, *server.children(recursive=True)]
-            return sum(process.memory_info().rss for process in family) / 2**20
+            return float(sum(process.memory_info().rss for process in family)) / 2**20
     return float("nan")
 
 

@@ -10,10 +10,13 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
+
+if TYPE_CHECKING:
+    from adapters.registry import Registry
 
 POCKET_HELP = "a model folder or Hub name (default: the pocket model that comes along)"
 
@@ -136,7 +139,7 @@ def local_folder(model: str) -> Path:
         ) from error
 
 
-def show_first_admin_key(registry: Any) -> None:
+def show_first_admin_key(registry: Registry) -> None:
     """Make and print an admin key when the registry has none yet."""
     from adapters.accounts import Role
 

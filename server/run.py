@@ -6,6 +6,7 @@ Owns the event loop and the exit code; `app.py` owns what is served.
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 
@@ -39,10 +40,12 @@ def serve_until_stopped(
             server_header=False,
         )
     )
+    # uvicorn puts these handlers back once everything is down and raises the signal again: a stop
+    # that was asked for is a success.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     try:
         server.run(sockets=[listening])
-    except KeyboardInterrupt:  # uvicorn raises the signal again once everything is down
-        pass
     finally:
         registry.close()
     if failures:

@@ -82,6 +82,41 @@ def test_an_unknown_setting_in_the_file(tmp_path: Path) -> None:
     assert_one_sentence(serve("--config", "server.yaml", cwd=tmp_path), "modle")
 
 
+def first_lines(cwd: Path, count: int) -> list[str]:
+    """The first lines that a starting server prints; it is stopped then."""
+    environment = {**os.environ, "BAPO_DATA_DIR": str(cwd / "data")}
+    environment.pop("BAPO_ADMIN_KEY", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bapo", "serve", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=cwd,
+    )
+    with process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(count)]
+        process.kill()
+    return lines
+
+
+def test_the_first_start_shows_an_admin_key_and_later_ones_do_not(tmp_path: Path) -> None:
+    shown, starting = first_lines(tmp_path, 2)
+    key = shown.rpartition(" ")[2].strip()
+    assert key.startswith("bapo_")
+    assert "starting pocket on http://127.0.0.1:" in starting
+    assert "starting pocket" in first_lines(tmp_path, 1)[0]
+
+    from adapters.accounts import Role
+    from adapters.registry import open_registry
+
+    registry = open_registry(tmp_path / "data")
+    caller = registry.accounts.verify_key(key)
+    registry.close()
+    assert caller is not None
+    assert caller.role is Role.ADMIN
+
+
 def test_help_teaches_and_imports_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['bapo', '--help']\n"
