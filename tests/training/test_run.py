@@ -161,6 +161,11 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def _interruptible() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and they pass that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "Stopped")],
@@ -180,13 +185,22 @@ def test_an_ended_run_leaves_no_half_adapter_and_its_base_answers_stay(
     arguments += ["--out", str(out), "--anchor-cache", str(cache), "--epochs", "100000"]
     arguments += ["--use-cpu", "true", "--anchor-max-new-tokens", "12"]
     command = [sys.executable, "-c", "from training.cli import train; train()", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as running:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=_interruptible,
+    ) as running:
         deadline = time.monotonic() + 120
         while not cache.exists() and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(1)
         running.send_signal(how)
-        _, stderr = running.communicate(timeout=60)
+        try:
+            _, stderr = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == code
     assert said in stderr
     assert "Traceback" not in stderr
