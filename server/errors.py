@@ -8,6 +8,7 @@ Invariant: every class of `adapters.errors` has a row here (a test walks the tre
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from adapters import errors as domain
+from adapters.files import as_store_error
 
 log = structlog.get_logger(__name__)
 
@@ -135,9 +137,19 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+async def _on_disk(request: Request, error: Exception) -> JSONResponse:
+    """A disk that fails under a request: full is told from broken."""
+    if not isinstance(error, OSError):
+        raise error
+    log.error("disk_error", path=request.url.path, exc_info=error)
+    return error_response(as_store_error(error, Path(error.filename or "the upload")))
+
+
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error.__cause__, OSError):  # FastAPI could not spool the body
+        return await _on_disk(request, error.__cause__)
     code = "not_found" if error.status_code == 404 else "invalid_request"
     body = error_body(str(error.detail), "invalid_request_error", code)
     return JSONResponse(body, error.status_code, error.headers)
@@ -156,4 +168,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(domain.AdapterError, _on_known)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OSError, _on_disk)
     app.add_exception_handler(Exception, _on_unforeseen)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
+from adapters.files import write_durably
 from adapters.registry import AdapterVersion
 from adapters.validation import Limits
 from server.dependencies import AdminDep, BaseDep, OptionalPool, RegistryDep, SettingsDep
@@ -61,9 +62,8 @@ def _save(parts: list[UploadFile], folder: Path) -> None:
         target = folder / part.filename
         if target.exists():
             raise BadRequest(f"file {part.filename!r} was sent twice", param=part.filename)
-        with target.open("wb") as file:
-            while chunk := part.file.read(COPY_BYTES):
-                file.write(chunk)
+        chunks = iter(lambda: part.file.read(COPY_BYTES), b"")  # noqa: B023 - used up here
+        write_durably(target, chunks)
 
 
 @router.post("/{adapter_id:path}/versions", status_code=201)
