@@ -49,6 +49,10 @@ def learn(
     table = Table(
         "user", "model", "held-out pairs", "style", "facts kept", title="BAPO against DPO"
     )
+    table.caption = (
+        f"below each rate its 95 % interval (Wilson); {len(users[0].held_out)} pairs, "
+        f"{len(users[0].style)} answers, {len(questions)} facts"
+    )
     for column in table.columns[2:]:
         column.justify = "right"
     facts = measure(base, None, "the base: facts", (), (), questions)[FACTS]
@@ -108,4 +112,4 @@ def cell(figure: Proportion | None) -> str:
     if figure is None:
         return "–"
     low, high = figure.interval
-    return f"{figure.rate:.1%}\n[dim]\\[{low:.1%}, {high:.1%}] n={figure.n}[/dim]"
+    return f"{figure.rate:.1%}\n[dim]{100 * low:.0f} to {100 * high:.0f}[/dim]"
