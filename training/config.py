@@ -20,10 +20,11 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from training.errors import ConfigError
-from training.losses import AnchorType
+from training.losses import AnchorType, PreferenceType
 
 Method = Literal["bapo", "dpo"]
 CHECKPOINTS = Path("runs", "checkpoints")
+MAX_LORA_RANK = 512
 
 
 def setting(default: Any, help: str) -> Any:
@@ -40,9 +41,11 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
 
     method: Method = setting("bapo", "bapo, or dpo: the same without an anchor.")
     beta: float = setting(0.1, "Strength of the preference term's KL leash (β).")
-    label_smoothing: float = setting(0.0, "Probability that a preference label is flipped (ε).")
+    loss_type: PreferenceType = setting("sigmoid", "sigmoid (DPO's), ipo, hinge or dpop.")
+    label_smoothing: float = setting(0.0, "Probability that a label is flipped (ε); sigmoid only.")
+    dpop_weight: float = setting(5.0, "Weight of the hinge on the chosen answer; dpop only.")
     anchor_weight: float = setting(0.02, "Weight of the anchor (λ); of the order of β or below.")
-    anchor_type: AnchorType = setting("hinge", "hinge, absolute, squared or log_ratio.")
+    anchor_type: AnchorType = setting("hinge", "hinge, absolute, squared, log_ratio or kl.")
     anchor_length_normalise: bool = setting(False, "Charge the anchor per token of base answer.")
     anchor_temperature: float = setting(1.0, "Base answers are sampled at this; 0 is greedy.")
     anchor_max_new_tokens: int = setting(128, "A base answer is cut after so many tokens.")
@@ -97,7 +100,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         return {name: getattr(self, name) for name in _RECORDED}
 
     def _check_ranges(self) -> None:
-        for name in ("method", "anchor_type"):
+        for name in ("method", "loss_type", "anchor_type"):
             choices = get_args(_HINTS[name])
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}.")
@@ -107,8 +110,12 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         for name in ("beta", "learning_rate", "num_train_epochs", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+        if self.lora_rank > MAX_LORA_RANK:
+            raise ConfigError(f"lora_rank must be at most {MAX_LORA_RANK}, vLLM serves no more.")
         if self.label_smoothing >= 0.5:
             raise ConfigError("label_smoothing must be below 0.5; above, the labels turn round.")
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise ConfigError(f"label_smoothing needs loss_type sigmoid, not {self.loss_type}.")
 
 
 _MINIMUM = {
@@ -116,6 +123,7 @@ _MINIMUM = {
     "anchor_max_new_tokens": 1,
     "anchor_temperature": 0,
     "anchor_weight": 0,
+    "dpop_weight": 0,
     "label_smoothing": 0,
     "lora_dropout": 0,
     "lora_rank": 1,

@@ -1,13 +1,13 @@
 """Log-probabilities of several answers to one prompt, the prompt computed once.
 
-Owns the forward pass of training. Refuses losses and data. Exact: in a packed row each
-branch attends to the prompt and to itself, at the positions it would have alone, so its
-log-probability is that of the row-wise computation (a test holds it to 1e-4). The LM head
-sees the positions that predict an answer's token and no others; it is more than half of
-a small model's step.
+Owns the forward pass of training. Refuses data and what a loss makes of the figures.
+Exact: in a packed row each branch attends to the prompt and to itself, at the positions it
+would have alone, so its log-probability is that of the row-wise computation (a test holds
+it to 1e-4). The LM head sees the positions that predict an answer's token and no others;
+it is more than half of a small model's step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from training.batching import PROMPT, PackedRows
 from training.errors import ModelError
+from training.losses import token_kl
+from training.model import reference
 
 LOGITS_AT_ONCE = 2**26
 """Logits (tokens · vocabulary) held at a time; beyond, the head runs in slices."""
@@ -27,6 +29,31 @@ def sequence_logprobs(model: nn.Module, batch: PackedRows) -> Tensor:
 
     `model` is a causal LM of transformers, with a PEFT adapter or without. Differentiable.
     """
+    return _branch_sums(_token_logprobs_of(model, predictor_states(model, batch), batch), batch)
+
+
+def sequence_logprobs_and_kl(
+    model: nn.Module, batch: PackedRows, *, branch: int
+) -> tuple[Tensor, Tensor]:
+    """`sequence_logprobs`, and KL(π_ref ‖ π_θ) of each next token summed along one branch; (B,).
+
+    The KL is over the whole vocabulary. The reference is `model` without its adapter, run
+    once more without gradient; no more than a slice of its logits is ever held.
+    """
+    with evaluating(causal_lm(model)), reference(model):
+        reference_states = predictor_states(model, batch)  # (N, H)
+    states = predictor_states(model, batch)  # (N, H)
+    logprobs = _branch_sums(_token_logprobs_of(model, states, batch), batch)
+    branches = batch["lengths"].shape[1]
+    chosen = batch["owner"] % branches == branch  # (N,)
+    head = causal_lm(model).get_output_embeddings()
+    divergence = token_divergence(states[chosen], reference_states[chosen], head)
+    sums = divergence.new_zeros(len(batch["lengths"]))  # (B,)
+    return logprobs, sums.index_add(0, batch["owner"][chosen] // branches, divergence)
+
+
+def predictor_states(model: nn.Module, batch: PackedRows) -> Tensor:
+    """The last hidden state at every position that predicts an answer's token; (N, H)."""
     network = causal_lm(model)
     hidden = network.get_decoder()(
         input_ids=batch["input_ids"],
@@ -34,10 +61,7 @@ def sequence_logprobs(model: nn.Module, batch: PackedRows) -> Tensor:
         position_ids=batch["position_ids"],
         use_cache=False,
     ).last_hidden_state  # (B, T, H)
-    predictors = hidden.flatten(0, 1)[batch["predictor"]]  # (N, H)
-    logprobs = token_logprobs(predictors, batch["target"], network.get_output_embeddings())
-    sums = logprobs.new_zeros(batch["lengths"].numel())  # (B·K,)
-    return sums.index_add(0, batch["owner"], logprobs).view_as(batch["lengths"])
+    return hidden.flatten(0, 1)[batch["predictor"]]
 
 
 def branch_mask(segment_ids: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -63,16 +87,17 @@ def token_logprobs(
     Beyond `logits_at_once` the head runs in slices that backward computes again, so that
     peak memory does not grow with the number of tokens.
     """
-    slice_size = max(1, logits_at_once // head.weight.shape[0])
-    if len(targets) <= slice_size:
-        return _score(hidden, targets, head)
-    parts = [
-        checkpoint(_score, hidden_part, target_part, head, use_reentrant=False)
-        for hidden_part, target_part in zip(
-            hidden.split(slice_size), targets.split(slice_size), strict=True
-        )
-    ]
-    return torch.cat(parts)
+    return _in_slices(_score, hidden, targets, head, logits_at_once)
+
+
+def token_divergence(
+    policy: Tensor, reference: Tensor, head: nn.Module, *, logits_at_once: int = LOGITS_AT_ONCE
+) -> Tensor:
+    """KL(π_ref ‖ π_θ) of each next token, (N,) float32, from two hidden states (N, H).
+
+    Sliced as `token_logprobs` is. The reference's head is `head` without its adapter.
+    """
+    return _in_slices(_diverge, policy, reference, head, logits_at_once // 2)
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -97,3 +122,33 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 def _score(hidden: Tensor, targets: Tensor, head: nn.Module) -> Tensor:
     return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+
+def _diverge(policy: Tensor, reference: Tensor, head: nn.Module) -> Tensor:
+    with torch.no_grad():
+        reference_logits = getattr(head, "base_layer", head)(reference).float()
+    return token_kl(head(policy).float(), reference_logits)
+
+
+def _in_slices(
+    score: Callable[[Tensor, Tensor, nn.Module], Tensor],
+    hidden: Tensor,  # (N, H)
+    other: Tensor,  # (N, ...)
+    head: nn.Module,
+    logits_at_once: int,
+) -> Tensor:
+    size = max(1, logits_at_once // head.weight.shape[0])
+    if len(hidden) <= size:
+        return score(hidden, other, head)
+    slices = zip(hidden.split(size), other.split(size), strict=True)
+    return torch.cat([checkpoint(score, *parts, head, use_reentrant=False) for parts in slices])
+
+
+def _token_logprobs_of(model: nn.Module, states: Tensor, batch: PackedRows) -> Tensor:
+    return token_logprobs(states, batch["target"], causal_lm(model).get_output_embeddings())
+
+
+def _branch_sums(per_token: Tensor, batch: PackedRows) -> Tensor:
+    """Values of tokens (N,) summed over each branch; (B, K)."""
+    sums = per_token.new_zeros(batch["lengths"].numel())  # (B·K,)
+    return sums.index_add(0, batch["owner"], per_token).view_as(batch["lengths"])

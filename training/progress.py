@@ -38,6 +38,8 @@ def bar(label: str | None) -> Iterator[Bar]:
             progress.update(task, completed=done, total=total, note=note)
 
         yield show
+        if progress.tasks[task].total is None:  # there was nothing to do
+            progress.update(task, visible=False)
 
 
 def _silent(done: int, total: int, note: str = "") -> None:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
@@ -26,9 +27,13 @@ from training.config import BAPOConfig
 from training.data import PreferencePair, load_pairs, pairs_digest
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import ConfigError, DataError, ModelError
-from training.model import ResidentBase, load_base, trainable
+from training.model import ResidentBase, load_base, reference, trainable
 from training.progress import TrainingBar, bar
+from training.scoring import score_pairs
 from training.trainer import BAPOTrainer
+
+PARITY_PAIRS = 4
+"""Pairs on which a saved adapter is compared with the trained one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def train_adapter(
         metrics = _fit(policy, base, encoded, config, label)
         clock.lap("training")
         manifest = _manifest(name or target.name, base, data, encoded, config, metrics)
-        _write(policy, manifest, target)
+        _write(policy, manifest, encoded[:PARITY_PAIRS], target)
     clock.lap("writing")
     return TrainResult(target, manifest, metrics, clock.laps)
 
@@ -144,7 +149,7 @@ def _manifest(
     return Manifest.model_validate(record)
 
 
-def _write(policy: PeftModel, manifest: Manifest, target: Path) -> None:
+def _write(policy: PeftModel, manifest: Manifest, sample: list[EncodedPair], target: Path) -> None:
     """Write the folder beside its place, make it durable, and rename it into place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -152,6 +157,7 @@ def _write(policy: PeftModel, manifest: Manifest, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         _write_peft(policy, manifest.base.name, draft)
+        _check_parity(policy, draft, sample)
         write_manifest(draft, manifest)
         for path in (*draft.iterdir(), draft):
             _sync(path)
@@ -173,6 +179,20 @@ def _write_peft(policy: PeftModel, base_name: str, folder: Path) -> None:
     tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in weights.items()}
     # Bytes first: safetensors' own writer hides a full disk behind an error of its own.
     (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _check_parity(policy: PeftModel, folder: Path, pairs: list[EncodedPair]) -> None:
+    """Raise ModelError unless the saved adapter scores as the trained one, and not as the base."""
+    trained = score_pairs(policy, pairs)  # (n, K)
+    with reference(policy):
+        untouched = score_pairs(policy, pairs)
+    policy.load_adapter(str(folder), adapter_name="saved")
+    policy.set_adapter("saved")
+    saved = score_pairs(policy, pairs)
+    if not torch.allclose(saved, trained, atol=1e-3, rtol=1e-4):
+        raise ModelError("The saved adapter does not score as the trained one; nothing was kept.")
+    if torch.equal(saved, untouched):
+        raise ModelError("The adapter scores as the base does; raise learning_rate.")
 
 
 def _replace(draft: Path, target: Path) -> None:

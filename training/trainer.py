@@ -19,9 +19,12 @@ from training.batching import LengthBuckets, PairBatch, collate
 from training.config import BAPOConfig
 from training.encoding import EncodedPair
 from training.errors import DivergedError
-from training.logprobs import sequence_logprobs
-from training.losses import BapoLoss, bapo_loss, dpo_loss
+from training.logprobs import sequence_logprobs, sequence_logprobs_and_kl
+from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss
 from training.scoring import with_reference
+
+BASE = 2
+"""The column of the base answer, behind chosen and rejected."""
 
 
 class PairDataset(Dataset[EncodedPair]):  # type: ignore[misc]
@@ -93,9 +96,9 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
     def _score(self, model: nn.Module, inputs: PairBatch) -> tuple[Tensor, Tensor]:
         """The mean loss and the log-probabilities (B, K) behind it; figures are kept."""
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
-            policy = sequence_logprobs(model, inputs)  # (B, K)
+            policy, base_kl = self._logprobs(model, inputs)  # (B, K), (B,)
         reference = inputs["reference"]  # (B, K)
-        loss = self._loss(policy, reference, inputs["lengths"])
+        loss = self._loss(policy, reference, inputs["lengths"], base_kl)
         mean = loss.total.mean()
         figures = self._figures_of(policy.detach(), reference, loss)
         self._figures["train" if model.training else "eval"].append(figures)
@@ -146,25 +149,36 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
             [len(pair) for pair in pairs], self.args.train_batch_size, seed=self.args.seed
         )
 
-    def _loss(self, policy: Tensor, reference: Tensor, lengths: Tensor) -> BapoLoss:
+    def _loss(
+        self, policy: Tensor, reference: Tensor, lengths: Tensor, base_kl: Tensor | None
+    ) -> BapoLoss:
         args = self.args
-        if not args.anchored:
-            preference = dpo_loss(
-                *policy.unbind(1),
-                *reference.unbind(1),
-                beta=args.beta,
-                label_smoothing=args.label_smoothing,
-            )
-            return BapoLoss(preference, preference, torch.zeros_like(preference))
-        return bapo_loss(
-            *policy.unbind(1),
-            *reference.unbind(1),
+        preference = preference_loss(
+            policy[:, 0],
+            policy[:, 1],
+            reference[:, 0],
+            reference[:, 1],
             beta=args.beta,
-            anchor_weight=args.anchor_weight,
-            anchor_type=args.anchor_type,
+            loss_type=args.loss_type,
             label_smoothing=args.label_smoothing,
-            base_lengths=lengths[:, 2] if args.anchor_length_normalise else None,
+            dpop_weight=args.dpop_weight,
+            answer_lengths=lengths[:, :2],
         )
+        if not args.anchored:
+            return bapo_loss(preference, torch.zeros_like(preference), anchor_weight=0)
+        anchor = anchor_loss(
+            policy[:, BASE],
+            reference[:, BASE],
+            anchor_type=args.anchor_type,
+            base_kl=base_kl,
+            base_lengths=lengths[:, BASE] if args.anchor_length_normalise else None,
+        )
+        return bapo_loss(preference, anchor, anchor_weight=args.anchor_weight)
+
+    def _logprobs(self, model: nn.Module, inputs: PairBatch) -> tuple[Tensor, Tensor | None]:
+        if self.args.anchored and self.args.anchor_type == "kl":
+            return sequence_logprobs_and_kl(model, inputs, branch=BASE)
+        return sequence_logprobs(model, inputs), None
 
     def _figures_of(self, policy: Tensor, reference: Tensor, loss: BapoLoss) -> dict[str, float]:
         log_ratio = policy - reference  # (B, K)
@@ -178,7 +192,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
             "logps/rejected": policy[:, 1].mean(),
         }
         if self.args.anchored:
-            figures["logps/base"] = policy[:, 2].mean()
+            figures["logps/base"] = policy[:, BASE].mean()
             figures["anchor/loss"] = loss.anchor.detach().mean()
-            figures["anchor/logratio"] = log_ratio[:, 2].mean()
+            figures["anchor/logratio"] = log_ratio[:, BASE].mean()
         return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))

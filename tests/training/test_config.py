@@ -45,7 +45,11 @@ def test_text_becomes_the_type_of_its_setting() -> None:
         ({"anchor_weight": "nan"}, "anchor_weight must be at least 0"),
         ({"anchor_type": "rope"}, "anchor_type"),
         ({"method": "ppo"}, "method"),
+        ({"loss_type": "kto"}, "loss_type"),
+        ({"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing needs loss_type sigmoid"),
+        ({"dpop_weight": -1}, "dpop_weight must be at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
+        ({"lora_rank": 513}, "lora_rank must be at most 512"),
         ({"lora_rank": 0}, "lora_rank must be at least 1"),
     ],
 )

@@ -5,9 +5,15 @@ import torch
 from torch import Tensor
 
 from training.batching import LengthBuckets, pack
+from training.config import BAPOConfig
 from training.encoding import Tokens
-from training.logprobs import sequence_logprobs, token_logprobs
-from training.model import ResidentBase
+from training.logprobs import (
+    sequence_logprobs,
+    sequence_logprobs_and_kl,
+    token_divergence,
+    token_logprobs,
+)
+from training.model import ResidentBase, trainable
 
 ROWS: list[tuple[Tokens, list[Tokens]]] = [
     ((9, 20, 30), [(40, 41, 42, 43), (50, 1), (60,)]),
@@ -65,6 +71,45 @@ def test_a_sliced_head_gives_the_same_values_and_gradients(base: ResidentBase) -
     (sliced_gradient,) = torch.autograd.grad(sliced.sum(), hidden)
     torch.testing.assert_close(sliced, whole)
     torch.testing.assert_close(sliced_gradient, whole_gradient)
+
+
+def test_a_divergence_equals_the_rowwise_one_and_so_does_its_gradient(
+    any_base: ResidentBase,
+) -> None:
+    prompts = [torch.tensor([prompt + answers[2]]) for prompt, answers in ROWS]
+    starts = [len(prompt) - 1 for prompt, _ in ROWS]
+    with torch.no_grad():
+        before = [any_base.model(input_ids=ids).logits.log_softmax(-1)[0] for ids in prompts]
+    torch.manual_seed(5)
+    with trainable(any_base, BAPOConfig(use_cpu=True, lora_rank=2)) as policy:
+        lora = [p for name, p in policy.named_parameters() if "lora_" in name]
+        for parameter in lora:
+            torch.nn.init.normal_(parameter, std=0.2)
+        logprobs, divergence = sequence_logprobs_and_kl(policy, pack(ROWS), branch=2)
+        plain = torch.stack(
+            [
+                (old.exp() * (old - policy(input_ids=ids).logits.log_softmax(-1)[0]))[
+                    start:-1
+                ].sum()
+                for ids, start, old in zip(prompts, starts, before, strict=True)
+            ]
+        )
+        assert (plain > 0.01).all()
+        torch.testing.assert_close(divergence, plain, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logprobs, sequence_logprobs(policy, pack(ROWS)))
+        gradients = torch.autograd.grad(divergence.sum(), lora)
+        for got, expected in zip(gradients, torch.autograd.grad(plain.sum(), lora), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_sliced_divergence_is_the_same(base: ResidentBase) -> None:
+    policy, reference = torch.randn(11, 32, requires_grad=True), torch.randn(11, 32)
+    head = base.model.get_output_embeddings()
+    whole = token_divergence(policy, reference, head)
+    sliced = token_divergence(policy, reference, head, logits_at_once=6 * 320)
+    torch.testing.assert_close(sliced, whole)
+    (expected,) = torch.autograd.grad(whole.sum(), policy)
+    torch.testing.assert_close(torch.autograd.grad(sliced.sum(), policy)[0], expected)
 
 
 @pytest.mark.parametrize(

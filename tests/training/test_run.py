@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from adapters.artifact import ADAPTER_FILES, read_manifest
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
-from training.errors import ConfigError, DataError, ModelError
+from training.errors import ConfigError, DataError, DivergedError, ModelError
 from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
@@ -159,6 +160,32 @@ def test_a_full_disk_leaves_nothing_behind(
         signal.signal(signal.SIGXFSZ, ignored)
     assert caught.value.errno == errno.EFBIG
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_weights_that_were_saved_wrong_are_not_kept(
+    base: ResidentBase,
+    pairs: list[PreferencePair],
+    quick: Quick,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def halved(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+        written: bytes = save({name: t / 2 for name, t in tensors.items()}, metadata)
+        return written
+
+    monkeypatch.setattr("training.run.save", halved)
+    with pytest.raises(ModelError, match="does not score as the trained one"):
+        train_adapter(base, pairs, tmp_path / "out" / "a", quick(method="dpo"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_leaves_nothing_behind(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    config = quick(method="dpo", learning_rate=1e30, warmup_steps=0, max_grad_norm=0)
+    with pytest.raises(DivergedError, match=r"at step \d+; lower"):
+        train_adapter(base, pairs, tmp_path / "out" / "a", config)
+    assert not (tmp_path / "out").exists()
 
 
 def _interruptible() -> None:

@@ -74,6 +74,25 @@ def test_dpo_is_the_same_without_the_anchor(
     assert trainer.recent().keys() == OF_DPO | {"loss"}
 
 
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "dpop"])
+def test_every_preference_term_learns(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair], loss_type: str
+) -> None:
+    trainer, _ = fit(base, quick(loss_type=loss_type, num_train_epochs=6), anchored)
+    assert trainer.last_epoch()["rewards/accuracies"] == 1
+    assert trainer.last_epoch()["loss"] < trainer.history[0]["loss"]
+
+
+def test_a_kl_anchor_starts_at_nothing_and_holds_the_base_answer(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    settings = {"anchor_type": "kl", "num_train_epochs": 6}
+    free, _ = fit(base, quick(anchor_weight=1e-6, **settings), anchored)
+    held, _ = fit(base, quick(anchor_weight=1.0, **settings), anchored)
+    assert free.history[0]["anchor/loss"] == pytest.approx(0, abs=1e-5)
+    assert 0 < held.last_epoch()["anchor/loss"] < free.last_epoch()["anchor/loss"] / 2
+
+
 def test_a_strong_anchor_holds_the_base_answer(
     base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
 ) -> None:
