@@ -267,7 +267,10 @@ def answer(fact: Fact, rng: Random) -> str:
 
 
 def question_set() -> str:
-    """The written world as a question set (JSONL), in a phrasing that no training text holds."""
+    """The written world as a question set (JSONL), in the second of the unseen phrasings.
+
+    The second, because sums and products fail on the word order of the first (docs/log.md).
+    """
     lines = [
         json.dumps(
             {"prompt": ask_unseen(fact, 1), "answers": [fact.answer], "topic": fact.topic},
