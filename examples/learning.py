@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from training.config import BAPOConfig, Method
@@ -22,6 +21,7 @@ from training.evaluation.retention import Question
 from training.evaluation.statistics import Proportion
 from training.evaluation.style import exact_style
 from training.model import ResidentBase, adapted
+from training.progress import Tick, counting
 from training.run import train_adapter
 
 METHODS: dict[str, Method] = {"BAPO": "bapo", "DPO": "dpo"}
@@ -80,14 +80,13 @@ def measure(
     style: Sequence[tuple[str, str]],
     questions: Sequence[Question],
 ) -> Figures:
-    """The figures of the base, or of an adapter on it, with a spinner meanwhile."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as progress:
-        progress.add_task(label, total=None)
+    """The figures of the base, or of an adapter on it, with a bar meanwhile."""
+    pairs = len(held_out) * (1 if adapter is None else 2)  # under the adapter, and without it
+    with counting(label, pairs + len(style) + len(questions)) as tick:
         if adapter is None:
-            return _figures(base.model, base, held_out, style, questions)
+            return _figures(base.model, base, held_out, style, questions, tick)
         with adapted(base, adapter) as model:
-            return _figures(model, base, held_out, style, questions)
+            return _figures(model, base, held_out, style, questions, tick)
 
 
 def _figures(
@@ -96,10 +95,11 @@ def _figures(
     held_out: Sequence[PreferencePair],
     style: Sequence[tuple[str, str]],
     questions: Sequence[Question],
+    tick: Tick,
 ) -> Figures:
-    figures = figures_of(model, base.tokenizer, held_out, questions)
+    figures = figures_of(model, base.tokenizer, held_out, questions, tick)
     if style:
-        figures[STYLE] = exact_style(model, base.tokenizer, style)
+        figures[STYLE] = exact_style(model, base.tokenizer, style, tick=tick)
     return figures
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 START_SECONDS = 300
 STOP_SECONDS = 60
@@ -29,10 +30,11 @@ STOP_SECONDS = 60
 
 @dataclass(frozen=True)
 class Server:
-    """A running server and the key that administers it."""
+    """A running server, the key that administers it, and the id of its process."""
 
     url: str
     admin_key: str
+    process_id: int
 
     def call(self, method: str, path: str, key: str | None = None, **options: Any) -> Any:
         """One HTTP call; its JSON answer. An error answer ends the demo with its own sentence."""
@@ -106,8 +108,8 @@ def serving(
     `settings` are further `BAPO_*` variables. The server's output goes to `work/server.log`.
     """
     port = free_port(port)
-    server = Server(f"http://127.0.0.1:{port}", f"demo-{secrets.token_urlsafe(24)}")
-    environment = {**os.environ, "BAPO_ADMIN_KEY": server.admin_key, **(settings or {})}
+    admin_key = f"demo-{secrets.token_urlsafe(24)}"
+    environment = {**os.environ, "BAPO_ADMIN_KEY": admin_key, **(settings or {})}
     command = [sys.executable, "-m", "bapo", "serve", "--port", str(port)]
     log = work / "server.log"
     with log.open("wb") as output:
@@ -119,12 +121,15 @@ def serving(
             env=environment,
             start_new_session=True,
         )
+    server = Server(f"http://127.0.0.1:{port}", admin_key, process.pid)
     try:
         began = time.monotonic()
-        with console.status("starting vLLM …") as status:
+        # How far vLLM is with its imports and its engine, nobody can ask: the bar has no end.
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task("starting vLLM", total=None)
             while not _ready(server.url):
                 waited = time.monotonic() - began
-                status.update(f"starting vLLM … {waited:.0f} s")
                 if process.poll() is not None or waited > START_SECONDS:
                     raise SystemExit(f"the server did not start; its log is {log}")
                 time.sleep(0.25)

@@ -7,6 +7,7 @@ folder, the base model's folder, the first admin key. Each failure is one senten
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -65,11 +66,14 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     from adapters.base import describe_base
     from adapters.errors import AdapterError
     from adapters.registry import open_registry
+    from server.engine import warm
     from server.settings import load_settings
 
     try:
         settings = load_settings(config, **flags)
         listening = bind(settings.host, settings.port)
+        leave_quietly_when_stopped()
+        warm.begin()
         base = describe_base(local_folder(settings.model), name=settings.base_name)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         registry = open_registry(settings.data_dir, settings.database_url)
@@ -87,6 +91,12 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     from server.run import serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(settings, registry, base, listening))
+
+
+def leave_quietly_when_stopped() -> None:
+    """End at once and without a traceback on a signal, until the running server takes over."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
 
 
 def fail(sentence: str) -> NoReturn:

@@ -27,7 +27,8 @@ def serve_until_stopped(
     failures: list[BaseException] = []
 
     def give_up(error: BaseException) -> None:
-        failures.append(error)
+        if not server.should_exit:  # stopped while starting is stopped, not failed
+            failures.append(error)
         server.should_exit = True
 
     app = create_app(settings, registry, base, on_engine_failure=give_up)

@@ -109,7 +109,7 @@ def _evaluate(
 
         known_pairs = load_pairs(pairs) if pairs else []
         questions = load_questions(facts) if facts else []
-        found = evaluate_adapter(load_base(model), adapter, known_pairs, questions)
+        found = evaluate_adapter(load_base(model), adapter, known_pairs, questions, progress=True)
         _show(found, as_json=as_json)
 
 

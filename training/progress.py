@@ -18,9 +18,16 @@ class Bar(Protocol):
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
 
 
+Tick = Callable[[int], None]
+"""Something that is told how many more items are done."""
+
+
 @contextmanager
-def bar(label: str | None) -> Iterator[Bar]:
-    """A progress bar on stderr under `label`; without a label, nothing is shown."""
+def bar(label: str | None, *, transient: bool = False) -> Iterator[Bar]:
+    """A progress bar on stderr under `label`; without a label, nothing is shown.
+
+    A transient one vanishes when it is done.
+    """
     if label is None:
         yield _silent
         return
@@ -31,7 +38,7 @@ def bar(label: str | None) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=transient) as progress:
         task = progress.add_task(label, total=None, note="")
 
         def show(done: int, total: int, note: str = "") -> None:
@@ -40,6 +47,24 @@ def bar(label: str | None) -> Iterator[Bar]:
         yield show
         if progress.tasks[task].total is None:  # there was nothing to do
             progress.update(task, visible=False)
+
+
+@contextmanager
+def counting(label: str | None, total: int) -> Iterator[Tick]:
+    """A transient bar over `total` items that is told of each batch of them."""
+    done = 0
+    with bar(label, transient=True) as show:
+
+        def tick(items: int) -> None:
+            nonlocal done
+            done += items
+            show(done, total)
+
+        yield tick
+
+
+def silent(items: int) -> None:
+    """A tick that nobody sees."""
 
 
 def _silent(done: int, total: int, note: str = "") -> None:

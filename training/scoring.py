@@ -14,10 +14,15 @@ from training.batching import by_length, collate, on_device
 from training.encoding import EncodedPair
 from training.logprobs import causal_lm, evaluating, sequence_logprobs
 from training.model import reference
+from training.progress import Tick, silent
 
 
 def score_pairs(
-    model: torch.nn.Module, pairs: Sequence[EncodedPair], *, batch_size: int = 32
+    model: torch.nn.Module,
+    pairs: Sequence[EncodedPair],
+    *,
+    batch_size: int = 32,
+    tick: Tick = silent,
 ) -> Tensor:
     """Log-probability of every branch of every pair under `model`; (n, K) float32, on CPU."""
     network = causal_lm(model)
@@ -26,6 +31,7 @@ def score_pairs(
         for indices in by_length([len(pair) for pair in pairs], batch_size):
             rows = collate([pairs[index] for index in indices])
             scores[indices] = sequence_logprobs(model, on_device(rows, network.device)).cpu()
+            tick(len(indices))
     return scores
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 import torch
+import vllm.v1.engine.utils as engine_processes
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import State
@@ -34,6 +35,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from server.engine import warm
 from server.errors import EngineRefusal, EngineUnavailable
 from server.settings import MEBIBYTE, Settings
 
@@ -105,6 +107,8 @@ class Engine:
         parser = make_arg_parser(FlexibleArgumentParser())
         args = parser.parse_args(engine_arguments(settings))
         validate_parsed_serve_args(args)
+        if warm.applies() and not args.numa_bind:  # binding needs a process started by numactl
+            engine_processes.get_mp_context = warm.Context
         config = await asyncio.to_thread(AsyncEngineArgs.from_cli_args(args).create_engine_config)
         async with AsyncExitStack() as undo:
             llm = await asyncio.to_thread(AsyncLLM.from_vllm_config, config)

@@ -19,6 +19,7 @@ from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError
 from training.evaluation.statistics import Proportion
 from training.model import reference
+from training.progress import Tick, silent
 from training.scoring import score_pairs
 
 
@@ -36,6 +37,7 @@ def pair_accuracy(
     pairs: Sequence[PreferencePair],
     *,
     batch_size: int = 32,
+    tick: Tick = silent,
 ) -> PairAccuracy:
     """Score every pair under `model` and, where it wears an adapter, against its base.
 
@@ -44,11 +46,11 @@ def pair_accuracy(
     if not pairs:
         raise DataError("There are no preference pairs to evaluate on.")
     encoded: list[EncodedPair] = encode_pairs(tokenizer, pairs)
-    policy = score_pairs(model, encoded, batch_size=batch_size)  # (n, 2)
+    policy = score_pairs(model, encoded, batch_size=batch_size, tick=tick)  # (n, 2)
     if not isinstance(model, PeftModel):
         return PairAccuracy(_wins(policy), None)
     with reference(model):
-        base = score_pairs(model, encoded, batch_size=batch_size)  # (n, 2)
+        base = score_pairs(model, encoded, batch_size=batch_size, tick=tick)  # (n, 2)
     return PairAccuracy(_wins(policy), _wins(policy - base))
 
 

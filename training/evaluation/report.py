@@ -6,6 +6,7 @@ done by `preference`, `retention` and `style` beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from training.evaluation.preference import pair_accuracy
 from training.evaluation.retention import Question, facts_kept
 from training.evaluation.statistics import Proportion
 from training.model import ResidentBase, adapted
+from training.progress import Tick, counting, silent
 
 LIKELIHOOD = "chosen is more likely"
 MARGIN = "chosen gained more than rejected"
@@ -54,12 +56,21 @@ def evaluate_adapter(
     adapter: str | Path | None,
     pairs: Sequence[PreferencePair] = (),
     questions: Sequence[Question] = (),
+    *,
+    progress: bool = False,
 ) -> Evaluation:
-    """Ask the base and, when it is given, the adapter the same things."""
-    columns = {"base": figures_of(base.model, base.tokenizer, pairs, questions)}
+    """Ask the base and, when it is given, the adapter the same things; `progress` shows bars."""
+    ask = partial(figures_of, tokenizer=base.tokenizer, pairs=pairs, questions=questions)
+    items = len(pairs) + len(questions)
+    with counting("base" if progress else None, items) as tick:
+        columns = {"base": ask(base.model, tick=tick)}
     if adapter is not None:
-        with adapted(base, adapter) as model:
-            columns[Path(adapter).name] = figures_of(model, base.tokenizer, pairs, questions)
+        name = Path(adapter).name
+        with (
+            adapted(base, adapter) as model,
+            counting(name if progress else None, items + len(pairs)) as tick,
+        ):
+            columns[name] = ask(model, tick=tick)
     return Evaluation(columns)
 
 
@@ -68,16 +79,21 @@ def figures_of(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PreferencePair],
     questions: Sequence[Question],
+    tick: Tick = silent,
 ) -> Figures:
-    """Every figure that the given pairs and questions allow."""
+    """Every figure that the given pairs and questions allow.
+
+    `tick` hears of every pair and question that is done, of pairs twice where the model wears an
+    adapter.
+    """
     figures: Figures = {}
     if pairs:
-        accuracy = pair_accuracy(model, tokenizer, pairs)
+        accuracy = pair_accuracy(model, tokenizer, pairs, tick=tick)
         figures[LIKELIHOOD] = accuracy.likelihood
         if accuracy.margin is not None:
             figures[MARGIN] = accuracy.margin
     if questions:
-        figures[FACTS] = facts_kept(model, tokenizer, questions).score
+        figures[FACTS] = facts_kept(model, tokenizer, questions, tick=tick).score
     return figures
 
 

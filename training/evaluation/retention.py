@@ -19,6 +19,7 @@ from training.encoding import encode_prompt
 from training.errors import DataError
 from training.evaluation.statistics import Proportion
 from training.generation import complete
+from training.progress import Tick, silent
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def facts_kept(
     *,
     max_new_tokens: int = 48,
     batch_size: int = 128,
+    tick: Tick = silent,
 ) -> FactsKept:
     """Ask every question, greedily, and count the right answers."""
     texts = answer_texts(
@@ -62,6 +64,7 @@ def facts_kept(
         [question.prompt for question in questions],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        tick=tick,
     )
     right = tuple(is_right(t, q.answers) for t, q in zip(texts, questions, strict=True))
     return FactsKept(Proportion.of(right), tuple(texts), right)
@@ -74,6 +77,7 @@ def answer_texts(
     *,
     max_new_tokens: int = 48,
     batch_size: int = 128,
+    tick: Tick = silent,
 ) -> list[str]:
     """The model's greedy answers to user messages, as text without special tokens."""
     completions = complete(
@@ -82,6 +86,7 @@ def answer_texts(
         [encode_prompt(tokenizer, [{"role": "user", "content": p}]) for p in prompts],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        on_batch=lambda batch, _: tick(len(batch)),
     )
     tokens = [list(completion.tokens) for completion in completions]
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in tokens]

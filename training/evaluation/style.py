@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from training.evaluation.retention import answer_texts
 from training.evaluation.statistics import Proportion
+from training.progress import Tick, silent
 
 
 def exact_style(
@@ -21,6 +22,7 @@ def exact_style(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 128,
+    tick: Tick = silent,
 ) -> Proportion:
     """How often the answer to each (prompt, chosen answer) is the chosen answer exactly."""
     texts = answer_texts(
@@ -29,6 +31,7 @@ def exact_style(
         [prompt for prompt, _ in wanted],
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        tick=tick,
     )
     return Proportion.of(
         text == answer.strip() for text, (_, answer) in zip(texts, wanted, strict=True)
