@@ -1,76 +1,43 @@
-"""The base model's own answers, and the file where they are kept.
+"""The base model's own answers, sampled once and kept.
 
-Owns how base answers are sampled and their cache: an append-only JSONL file that is keyed
-by (base model, prompt, sampling, seed), so every user and every method that starts from
-the same base shares it. Refuses the anchor's loss. A line once written is never changed;
-a line that a killed process left half-written is passed over and its answer made again.
+Owns how base answers are sampled, by which engine, and the key they are cached under:
+(base model, prompt, sampling, seed), so every user and every method that starts from the
+same base shares them. Refuses the anchor's loss and the cache's file.
 """
 
 import hashlib
+import importlib.util
 import json
-import logging
-import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from platformdirs import user_cache_path
-
+from training.cache import JsonlCache, Record, default_cache
 from training.config import BAPOConfig
-from training.encoding import Tokens
+from training.encoding import Tokens, stop_tokens
 from training.generation import Completion, complete
 from training.model import ResidentBase
 
-logger = logging.getLogger(__name__)
+WORTH_VLLM = {"cpu": 5_000, "cuda": 500}
+"""Answers from which `anchor_engine: auto` starts vLLM; below, its start costs more than it saves.
+
+Of the order of a start of some 15 s; not measured more finely."""
+
+BaseAnswers = tuple[Completion, ...]
+"""The answers to one prompt, `anchor_answers` of them."""
 
 
-class AnchorCache:
-    """Base answers by key, in memory and, line by line, on disk."""
+class Engine(Protocol):
+    """Something that answers prompts and tells of every batch as it is done."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._answers: dict[str, Completion] = {}
-        self._torn = False
-        if path.is_file():
-            self._read()
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def get(self, key: str) -> Completion | None:
-        """The answer kept under `key`, if there is one."""
-        return self._answers.get(key)
-
-    def add(self, answers: dict[str, Completion]) -> None:
-        """Keep answers, in memory and on disk, before anything is made of them."""
-        lines = [
-            json.dumps({"key": key, "tokens": a.tokens, "finish_reason": a.finish_reason})
-            for key, a in answers.items()
-        ]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A torn last line gets its line break now, or it would swallow our first one.
-        text = ("\n" if self._torn else "") + "".join(line + "\n" for line in lines)
-        with self.path.open("ab", buffering=0) as file:
-            file.write(text.encode())
-            os.fsync(file.fileno())
-        self._torn = False
-        self._answers.update(answers)
-
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        self._torn = bool(content) and not content.endswith(b"\n")
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                self._answers[record["key"]] = Completion(
-                    tuple(record["tokens"]), record["finish_reason"]
-                )
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s:%d is not readable and is passed over", self.path, number)
-
-
-def default_cache() -> Path:
-    """Where base answers are kept when nothing else is said; one file for all models."""
-    return Path(user_cache_path("bapo")) / "base-answers.jsonl"
+    def __call__(
+        self,
+        prompts: Sequence[Tokens],
+        *,
+        seeds: Sequence[int],
+        on_batch: Callable[[list[int], list[Completion]], None],
+    ) -> object: ...
 
 
 def base_answers(
@@ -79,42 +46,103 @@ def base_answers(
     config: BAPOConfig,
     *,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Completion]:
-    """The base model's answer to each prompt, from the cache or made now.
+) -> list[BaseAnswers]:
+    """The base model's answers to each prompt, from the cache or made now.
 
     `base` must have no adapter on it. `on_progress` gets (done, to do) as batches finish.
     """
-    cache = AnchorCache(Path(config.anchor_cache) if config.anchor_cache else default_cache())
-    keys = [_key(base, prompt, config) for prompt in prompts]
-    missing = {k: p for k, p in zip(keys, prompts, strict=True) if cache.get(k) is None}
+    cache = _cache(config)
+    keys = _keys(base, prompts, config)
+    missing = {
+        key: prompt
+        for prompt, of_prompt in zip(prompts, keys, strict=True)
+        for key in of_prompt
+        if _completion(cache.get(key)) is None
+    }
     names = list(missing)
-    before = len(cache)
+    done = 0
 
     def keep(indices: list[int], answers: list[Completion]) -> None:
-        cache.add({names[i]: answer for i, answer in zip(indices, answers, strict=True)})
+        nonlocal done
+        cache.add({names[i]: _record(a) for i, a in zip(indices, answers, strict=True)})
+        done += len(indices)
         if on_progress is not None:
-            on_progress(len(cache) - before, len(names))
+            on_progress(done, len(names))
 
-    complete(
+    if missing:
+        engine = _engine(base, config, len(missing))
+        # The key's own digits are the seed, so an answer does not depend on who else is asked.
+        engine(list(missing.values()), seeds=[int(n[:15], 16) for n in names], on_batch=keep)
+    return [tuple(a for key in of if (a := _completion(cache.get(key)))) for of in keys]
+
+
+def known_answers(
+    base: ResidentBase, prompts: Sequence[Tokens], config: BAPOConfig
+) -> list[list[Tokens | None]]:
+    """The answers to each prompt that are in the cache already; None where one is not."""
+    cache = _cache(config)
+    found = [[_completion(cache.get(k)) for k in of] for of in _keys(base, prompts, config)]
+    return [[answer.tokens if answer else None for answer in of] for of in found]
+
+
+def _cache(config: BAPOConfig) -> JsonlCache:
+    return JsonlCache(Path(config.anchor_cache) if config.anchor_cache else default_cache())
+
+
+def _keys(base: ResidentBase, prompts: Sequence[Tokens], config: BAPOConfig) -> list[list[str]]:
+    numbers = range(config.anchor_answers)
+    return [[_key(base, prompt, config, number) for number in numbers] for prompt in prompts]
+
+
+def _engine(base: ResidentBase, config: BAPOConfig, answers: int) -> Engine:
+    """vLLM where it was asked for, or is installed and pays; else the model in memory."""
+    wanted = config.anchor_engine
+    if wanted == "auto":
+        worth = answers >= WORTH_VLLM.get(base.model.device.type, answers + 1)
+        wanted = "vllm" if worth and importlib.util.find_spec("vllm") else "transformers"
+    if wanted == "vllm":
+        from training.vllm_generation import complete_with_vllm
+
+        return partial(
+            complete_with_vllm,
+            base.model.name_or_path,
+            stops=stop_tokens(base.tokenizer, base.model),
+            max_new_tokens=config.anchor_max_new_tokens,
+            temperature=config.anchor_temperature,
+        )
+    return partial(
+        complete,
         base.model,
         base.tokenizer,
-        list(missing.values()),
-        max_new_tokens=config.anchor_max_new_tokens,
         batch_size=config.anchor_batch_size,
+        max_new_tokens=config.anchor_max_new_tokens,
         temperature=config.anchor_temperature,
-        seeds=[int(name[:15], 16) for name in names],
-        on_batch=keep,
     )
-    return [answer for key in keys if (answer := cache.get(key)) is not None]
 
 
-def _key(base: ResidentBase, prompt: Tokens, config: BAPOConfig) -> str:
+def _key(base: ResidentBase, prompt: Tokens, config: BAPOConfig, number: int) -> str:
     """What an answer depends on, hashed; it also seeds the sampling of that answer."""
+    sampled = config.anchor_temperature > 0
     sampling = {
         "base": base.info.fingerprint,
         "prompt": prompt,
         "temperature": config.anchor_temperature,
         "max_new_tokens": config.anchor_max_new_tokens,
-        "seed": config.seed if config.anchor_temperature > 0 else None,
+        "seed": config.seed if sampled else None,
     }
+    if number:  # the first answer keeps the key it had when there was only one
+        sampling["number"] = number
     return hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()
+
+
+def _record(answer: Completion) -> Record:
+    return {"tokens": answer.tokens, "finish_reason": answer.finish_reason}
+
+
+def _completion(record: Record | None) -> Completion | None:
+    """The answer in a record; None where there is none that can be used."""
+    tokens = (record or {}).get("tokens")
+    if not isinstance(tokens, list | tuple) or not tokens:
+        return None
+    reason = (record or {}).get("finish_reason")
+    return Completion(tuple(map(int, tokens)), "stop" if reason == "stop" else "length")

@@ -24,7 +24,10 @@ PROMPT = 0
 
 
 class PackedRows(TypedDict):
-    """B rows of K branches, N completion tokens in all, T the longest row."""
+    """B rows of K branches, N completion tokens in all, T the longest row.
+
+    A branch that a row does not have has length 0 and owns no token.
+    """
 
     input_ids: Tensor  # (B, T)
     position_ids: Tensor  # (B, T)
@@ -39,26 +42,29 @@ class PairBatch(PackedRows):
     """Packed rows with the base model's log-probabilities."""
 
     reference: Tensor  # (B, K)
+    numbers: Tensor  # (B,)  each row's place in its data, from 1
 
 
-def pack(rows: Sequence[tuple[Tokens, Sequence[Tokens]]]) -> PackedRows:
-    """Lay out each (prompt, branches); every row must have as many branches.
+def pack(rows: Sequence[tuple[Tokens, Sequence[Tokens | None]]]) -> PackedRows:
+    """Lay out each (prompt, branches); every row has as many branches, None where it lacks one.
 
     Raises ValueError for an empty prompt or an empty branch: neither can be scored.
     """
     branches = len(rows[0][1])
-    width = max(len(prompt) + sum(map(len, answers)) for prompt, answers in rows)
+    width = max(len(prompt) + sum(len(a or ()) for a in answers) for prompt, answers in rows)
     ids, positions, segments = [], [], []
     predictor: list[int] = []
     target: list[int] = []
     owner: list[int] = []
     for row, (prompt, answers) in enumerate(rows):
-        if not prompt or not all(answers) or len(answers) != branches:
+        if not prompt or () in answers or len(answers) != branches:
             raise ValueError("a row needs a prompt and as many non-empty branches as the first")
         line = list(prompt)
         position = list(range(len(prompt)))
         segment = [PROMPT] * len(prompt)
         for branch, answer in enumerate(answers):
+            if answer is None:
+                continue
             start = row * width + len(line)
             # A branch's first token is predicted by the prompt's last position.
             predictor += [row * width + len(prompt) - 1, *range(start, start + len(answer) - 1)]
@@ -78,7 +84,7 @@ def pack(rows: Sequence[tuple[Tokens, Sequence[Tokens]]]) -> PackedRows:
         predictor=torch.tensor(predictor),
         target=torch.tensor(target),
         owner=torch.tensor(owner),
-        lengths=torch.tensor([[len(answer) for answer in answers] for _, answers in rows]),
+        lengths=torch.tensor([[len(answer or ()) for answer in answers] for _, answers in rows]),
     )
 
 
@@ -88,7 +94,8 @@ def collate(pairs: Sequence[EncodedPair]) -> PackedRows:
     known = [pair.reference for pair in pairs if pair.reference is not None]
     if len(known) < len(pairs):
         return rows
-    return PairBatch(**rows, reference=torch.tensor(known))
+    numbers = torch.tensor([pair.number for pair in pairs])
+    return PairBatch(**rows, reference=torch.tensor(known), numbers=numbers)
 
 
 def on_device(rows: PackedRows, device: torch.device) -> PackedRows:

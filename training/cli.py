@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from adapters.errors import AdapterError
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, Stopped, TrainingError
 
 if TYPE_CHECKING:
     from training.evaluation.report import Evaluation
@@ -25,10 +25,12 @@ train = typer.Typer(add_completion=False)
 evaluate = typer.Typer(add_completion=False)
 anchors = typer.Typer(add_completion=False)
 
+NO_SETTINGS = {"words", "resume", "dry_run"}
 MORE_SETTINGS = {"ignore_unknown_options": True}
 
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder or a Hub name.")]
-Data = Annotated[str | None, typer.Option("--data", help="Preference pairs, a JSONL file.")]
+PAIRS_HELP = "Preference pairs: JSONL, Parquet, or a Hub data set (owner/name[:split])."
+Data = Annotated[str | None, typer.Option("--data", help=PAIRS_HELP)]
 
 
 @train.command(context_settings=MORE_SETTINGS)
@@ -55,28 +57,49 @@ def _train(
     ] = None,
     lora_rank: Annotated[int | None, typer.Option("--rank", help="Rank of the adapter.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="Pairs that are not trained on; scored after each epoch.")
+    ] = None,
     overwrite: Annotated[
         bool | None, typer.Option("--overwrite", help="Replace what is in the out folder.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from this run's last checkpoint, if any.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen, and how long it would take.")
+    ] = False,
 ) -> None:
     """Learn one adapter from preference pairs with BAPO.
 
     Any other setting of training/config.py can be given as --name value; flags are
-    stronger than the file.
+    stronger than the file. Ctrl-C ends the run after the running step and leaves a
+    checkpoint, from which --resume goes on to the same bits as an unbroken run.
+
+    bapo train --model models/pocket --data examples/preferences/pirate.jsonl --out runs/pirate
     """
-    flags = {k: v for k, v in locals().items() if v is not None and k != "words"}
+    given = locals().items()
+    flags = {k: v for k, v in given if v is not None and k not in NO_SETTINGS}
     with spoken_errors():
         file, settings = _file_and_settings(words or [])
         from training.config import experiment, read_settings
-        from training.run import train_adapter
 
         run = experiment((read_settings(file) if file else {}) | flags | settings)
+        if dry_run:
+            from training.forecast import forecast
+
+            Console().print(forecast(run.model, run.data, run.config).as_table())
+            return
+        from training.run import train_adapter
+
         result = train_adapter(
             run.model,
             run.data,
             run.out,
             run.config,
+            eval_pairs=run.eval_data or (),
             overwrite=run.overwrite,
+            resume=resume,
             label=Path(run.out).name,
         )
         metrics = result.metrics
@@ -93,7 +116,7 @@ def _evaluate(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[str | None, typer.Option(help="Adapter folder; without, the base.")] = None,
     pairs: Annotated[
-        str | None, typer.Option(help="Preference pairs that were not trained on, JSONL.")
+        str | None, typer.Option(help="Preference pairs that were not trained on.")
     ] = None,
     facts: Annotated[str | None, typer.Option(help="Questions with answers, JSONL.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -116,16 +139,18 @@ def _evaluate(
 @anchors.command()
 def _anchors(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    data: Annotated[str, typer.Option(help="Preference pairs, a JSONL file.")],
+    data: Annotated[str, typer.Option(help=PAIRS_HELP)],
     cache: Annotated[str | None, typer.Option(help="Cache file; default: user cache.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
+    answers: Annotated[int, typer.Option(help="Answers for each prompt.")] = 1,
+    engine: Annotated[str, typer.Option(help="transformers, vllm, or auto.")] = "auto",
 ) -> None:
     """Fill the cache of the base model's own answers, so that training finds them there."""
     with spoken_errors():
         from training.anchors import base_answers
-        from training.config import BAPOConfig
+        from training.config import config_of
         from training.data import load_pairs
         from training.encoding import encode_prompt
         from training.model import load_base
@@ -133,17 +158,21 @@ def _anchors(
 
         pairs = load_pairs(data)
         base = load_base(model)
-        config = BAPOConfig(
-            anchor_cache=cache,
-            anchor_temperature=temperature,
-            anchor_max_new_tokens=max_new_tokens,
-            seed=seed,
+        config = config_of(
+            {
+                "anchor_cache": cache,
+                "anchor_temperature": temperature,
+                "anchor_max_new_tokens": max_new_tokens,
+                "anchor_answers": answers,
+                "anchor_engine": engine,
+                "seed": seed,
+            }
         )
         prompts = {encode_prompt(base.tokenizer, pair.messages) for pair in pairs}
         with bar("base answers") as show:
-            answers = base_answers(base, sorted(prompts), config, on_progress=show)
-        cut = sum(answer.finish_reason == "length" for answer in answers)
-        Console().print(f"{len(answers)} prompts answered, {cut} of the answers cut for length.")
+            found = base_answers(base, sorted(prompts), config, on_progress=show)
+        cut = sum(answer.finish_reason == "length" for of in found for answer in of)
+        Console().print(f"{len(found)} prompts answered, {cut} of the answers cut for length.")
 
 
 @contextmanager
@@ -151,6 +180,8 @@ def spoken_errors() -> Iterator[None]:
     """Turn what can go wrong into one sentence on stderr and an exit code."""
     try:
         yield
+    except Stopped as error:
+        _fail(str(error), code=130)
     except (TrainingError, AdapterError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from training.errors import ConfigError
 from training.losses import AnchorType, PreferenceType
 
 Method = Literal["bapo", "dpo"]
-CHECKPOINTS = Path("runs", "checkpoints")
+AnchorEngine = Literal["auto", "transformers", "vllm"]
 MAX_LORA_RANK = 512
 
 
@@ -47,6 +47,10 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     anchor_weight: float = setting(0.02, "Weight of the anchor (λ); of the order of β or below.")
     anchor_type: AnchorType = setting("hinge", "hinge, absolute, squared, log_ratio or kl.")
     anchor_length_normalise: bool = setting(False, "Charge the anchor per token of base answer.")
+    anchor_answers: int = setting(1, "Base answers anchored for each prompt, sampled apart.")
+    anchor_prompts: str | None = setting(None, "JSONL file of general prompts to anchor as well.")
+    anchor_prompts_per_pair: int = setting(1, "General prompts anchored beside each pair.")
+    anchor_engine: AnchorEngine = setting("auto", "Base answers by transformers, vllm or auto.")
     anchor_temperature: float = setting(1.0, "Base answers are sampled at this; 0 is greedy.")
     anchor_max_new_tokens: int = setting(128, "A base answer is cut after so many tokens.")
     anchor_batch_size: int = setting(64, "Prompts answered together by the base model.")
@@ -60,7 +64,9 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         "all-linear", "Layers that get an adapter: all-linear, or names with commas between."
     )
 
-    output_dir: str | None = setting(None, "Where checkpoints go; default: runs/checkpoints.")
+    load_in_4bit: bool = setting(False, "Keep the base in 4 bits (QLoRA); needs bitsandbytes.")
+
+    output_dir: str | None = setting(None, "Where checkpoints go; default: OUT-checkpoints.")
     learning_rate: float = setting(2e-4, "Peak learning rate.")
     num_train_epochs: float = setting(3.0, "Passes over the pairs.")
     per_device_train_batch_size: int = setting(16, "Pairs in a step, on each device.")
@@ -79,10 +85,13 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         self._check_ranges()
         if self.method == "dpo" or self.anchor_weight == 0:
             self.method, self.anchor_weight = "dpo", 0.0
+        self.checkpoints_beside_result = self.output_dir is None
         if self.output_dir is None:
             # The Trainer makes this folder even where nothing is saved; not in the user's.
-            unused = Path(tempfile.gettempdir(), "bapo-trainer")
-            self.output_dir = str(unused if self.save_strategy == "no" else CHECKPOINTS)
+            self.output_dir = str(Path(tempfile.gettempdir(), "bapo-trainer"))
+        # On a machine without accelerators transformers wants to be told so before it allows bf16.
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = bf16_pays(cpu=self.use_cpu)
         try:
@@ -100,7 +109,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         return {name: getattr(self, name) for name in _RECORDED}
 
     def _check_ranges(self) -> None:
-        for name in ("method", "loss_type", "anchor_type"):
+        for name in ("method", "loss_type", "anchor_type", "anchor_engine"):
             choices = get_args(_HINTS[name])
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}.")
@@ -114,11 +123,15 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError(f"lora_rank must be at most {MAX_LORA_RANK}, vLLM serves no more.")
         if self.label_smoothing >= 0.5:
             raise ConfigError("label_smoothing must be below 0.5; above, the labels turn round.")
+        if self.anchor_answers > 1 and not self.anchor_temperature:
+            raise ConfigError("anchor_answers above 1 needs anchor_temperature above 0.")
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ConfigError(f"label_smoothing needs loss_type sigmoid, not {self.loss_type}.")
 
 
 _MINIMUM = {
+    "anchor_answers": 1,
+    "anchor_prompts_per_pair": 1,
     "anchor_batch_size": 1,
     "anchor_max_new_tokens": 1,
     "anchor_temperature": 0,
@@ -135,6 +148,8 @@ _MINIMUM = {
 _MACHINE_ONLY = {
     "anchor_batch_size",
     "anchor_cache",
+    "anchor_engine",
+    "anchor_prompts",
     "dataloader_pin_memory",
     "disable_tqdm",
     "logging_steps",
@@ -163,6 +178,7 @@ class Experiment:
     model: str
     data: str
     out: str
+    eval_data: str | None
     overwrite: bool
     config: BAPOConfig
 
@@ -193,8 +209,10 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
         if not value:
             raise ConfigError(f"'{name}' is missing: give it in the file or as --{name}.")
     overwrite = _typed("overwrite", rest.pop("overwrite", False), bool)
+    eval_data = rest.pop("eval_data", None)
     model, data, out = (str(value) for value in places.values())
-    return Experiment(model, data, out, overwrite, config_of(rest))
+    held_out = str(eval_data) if eval_data else None
+    return Experiment(model, data, out, held_out, overwrite, config_of(rest))
 
 
 def config_of(settings: Mapping[str, Any]) -> BAPOConfig:

@@ -1,22 +1,31 @@
-"""Preference pairs: what one is, and how a JSONL file of them is read.
+"""Preference pairs: what one is, and how a record becomes one.
 
-Owns the file format (TRL's: `prompt`, `chosen`, `rejected` as text or as messages, the
-prompt also implicit) and everything that can be said of a pair without a tokenizer.
-Refuses tokens; those are `encoding.py`'s. A pair that exists is usable: it ends with a
-user's turn to answer, and has two answers, neither of them empty, that differ.
+Owns the record's format (TRL's: `prompt`, `chosen`, `rejected` as text or as messages, the
+prompt also implicit, other columns ignored) and everything that can be said of a pair
+without a tokenizer. Refuses files and tokens; those are `sources.py`'s and `encoding.py`'s.
+A pair that exists is usable: it ends with a user's turn to answer, and has two answers,
+neither of them empty, that differ.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from training.errors import DataError
+from training.sources import Record, read_records
+from training.sources import read_jsonl as read_jsonl
 
 Message = dict[str, str]
 """One chat message: `role` and `content`."""
+
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
+ANSWER_COLUMNS = ("chosen", "rejected")
+"""Those that no record may lack."""
+
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell one; no tokenizer takes it
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,14 @@ class PreferencePair:
             raise DataError("the prompt is empty")
         if self.messages[-1]["role"] == "assistant":
             raise DataError("the prompt ends with an assistant's message; nothing is asked")
-        for side in ("chosen", "rejected"):
+        for side in ANSWER_COLUMNS:
             if not getattr(self, side).strip():
                 raise DataError(f"'{side}' is empty")
         if self.chosen == self.rejected:
             raise DataError("'chosen' and 'rejected' are identical")
+        said = (part for message in self.messages for part in message.values())
+        if any(map(_HALF_A_CHARACTER.search, (self.chosen, self.rejected, *said))):
+            raise DataError("it has half a character (a lone surrogate); write the text as UTF-8")
 
     @property
     def messages(self) -> list[Message]:
@@ -50,16 +62,41 @@ class PreferencePair:
         return [dict(message) for message in self.prompt]
 
 
-def load_pairs(path: str | Path) -> list[PreferencePair]:
-    """Read every pair of a JSONL file.
+def load_pairs(source: str | Path) -> list[PreferencePair]:
+    """Read every pair of a JSONL or Parquet file, a saved data set, or one of the Hub.
 
-    Raises DataError as "FILE:LINE: what is wrong" at the first line that is not a pair,
-    and for a file that is missing or holds no pair at all.
+    `sources.py` lists how a source is written. Raises DataError as "FILE:LINE: what is wrong"
+    or "FILE: row N: what is wrong" at the first record that is not a pair, and for a source
+    that is missing or holds no pair at all.
     """
-    pairs = [_pair_of(record, where) for where, record in read_jsonl(path)]
+    records = read_records(source, PAIR_COLUMNS, needed=ANSWER_COLUMNS)
+    pairs = [pair_of(record, where) for where, record in records]
     if not pairs:
-        raise DataError(f"{path} is empty; give at least one preference pair.")
+        raise DataError(f"{source} is empty; give at least one preference pair.")
     return pairs
+
+
+def pair_of(record: Record, where: str) -> PreferencePair:
+    """The pair that a record holds; null counts as missing.
+
+    Raises DataError that begins with `where`.
+    """
+    try:
+        for side in ANSWER_COLUMNS:
+            if record.get(side) is None:
+                raise DataError(f"'{side}' is missing")
+        prompt = _turns(record.get("prompt"), "prompt")
+        chosen = _turns(record["chosen"], "chosen")
+        rejected = _turns(record["rejected"], "rejected")
+        if record.get("prompt") is None:
+            prompt, chosen, rejected = _split_shared(chosen, rejected)
+        return PreferencePair(
+            prompt=prompt if isinstance(prompt, str) else tuple(prompt),
+            chosen=_answer(chosen, "chosen"),
+            rejected=_answer(rejected, "rejected"),
+        )
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def save_pairs(pairs: Iterable[PreferencePair], path: str | Path) -> None:
@@ -76,51 +113,8 @@ def pairs_digest(pairs: Iterable[PreferencePair]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each JSON object of a file with its place, "FILE:LINE"; blank lines are skipped."""
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"There is no file {path}.")
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where = f"{path}:{number}"
-                yield where, _object_of(line, where)
-
-
-def _object_of(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: a JSON object is needed, this is {type(record).__name__}")
-    return record
-
-
-def _record_of(pair: PreferencePair) -> dict[str, Any]:
+def _record_of(pair: PreferencePair) -> Record:
     return {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-
-
-def _pair_of(record: dict[str, Any], where: str) -> PreferencePair:
-    try:
-        for side in ("chosen", "rejected"):
-            if side not in record:
-                raise DataError(f"'{side}' is missing")
-        prompt = _turns(record.get("prompt"), "prompt")
-        chosen = _turns(record["chosen"], "chosen")
-        rejected = _turns(record["rejected"], "rejected")
-        if record.get("prompt") is None:
-            prompt, chosen, rejected = _split_shared(chosen, rejected)
-        return PreferencePair(
-            prompt=prompt if isinstance(prompt, str) else tuple(prompt),
-            chosen=_answer(chosen, "chosen"),
-            rejected=_answer(rejected, "rejected"),
-        )
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
 
 
 def _turns(value: object, name: str) -> str | list[Message]:

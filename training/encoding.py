@@ -21,30 +21,32 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """A preference pair as token ids; what is not known yet is None.
+    """A preference pair as token ids, or a general prompt that is anchored and nothing else.
 
-    `base` is the base model's own answer. `reference` holds the base model's
-    log-probabilities of chosen, rejected and, where there is one, base answer.
+    `chosen` and `rejected` are None together: then nobody prefers anything, and only the
+    base answers count. `bases` are the base model's own answers. `reference` holds the
+    base model's log-probability of every branch, 0 where there is none. `number` is the
+    pair's place in its data, from 1.
     """
 
     prompt: Tokens
-    chosen: Tokens
-    rejected: Tokens
-    base: Tokens | None = None
+    chosen: Tokens | None
+    rejected: Tokens | None
+    bases: tuple[Tokens, ...] = ()
     reference: tuple[float, ...] | None = None
+    number: int = 0
 
     @property
-    def branches(self) -> tuple[Tokens, ...]:
-        """The answers that continue the prompt: chosen, rejected and perhaps base."""
-        answers = (self.chosen, self.rejected)
-        return answers if self.base is None else (*answers, self.base)
+    def branches(self) -> tuple[Tokens | None, ...]:
+        """The answers that continue the prompt: chosen, rejected and the base's own."""
+        return (self.chosen, self.rejected, *self.bases)
 
-    def anchored_on(self, base: Sequence[int]) -> "EncodedPair":
-        return replace(self, base=tuple(base))
+    def anchored_on(self, bases: Sequence[Sequence[int]]) -> "EncodedPair":
+        return replace(self, bases=tuple(map(tuple, bases)))
 
     def __len__(self) -> int:
         """Tokens of the packed row: the prompt once and every answer."""
-        return len(self.prompt) + sum(len(answer) for answer in self.branches)
+        return len(self.prompt) + sum(len(answer or ()) for answer in self.branches)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> Tokens:
@@ -75,20 +77,17 @@ def encode_pair(
         raise DataError(
             f"the prompt has {len(prompt)} tokens, max_prompt_length is {max_prompt_length}"
         )
-    encoded = EncodedPair(
-        prompt=prompt,
-        chosen=_encode_answer(tokenizer, pair.messages, prompt, pair.chosen),
-        rejected=_encode_answer(tokenizer, pair.messages, prompt, pair.rejected),
-    )
-    for side, answer in (("chosen", encoded.chosen), ("rejected", encoded.rejected)):
+    chosen = _encode_answer(tokenizer, pair.messages, prompt, pair.chosen)
+    rejected = _encode_answer(tokenizer, pair.messages, prompt, pair.rejected)
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
         if len(answer) > max_completion_length:
             raise DataError(
                 f"'{side}' has {len(answer)} tokens,"
                 f" max_completion_length is {max_completion_length}"
             )
-    if encoded.chosen == encoded.rejected:
+    if chosen == rejected:
         raise DataError("'chosen' and 'rejected' are the same tokens")
-    return encoded
+    return EncodedPair(prompt, chosen, rejected)
 
 
 def encode_pairs(
@@ -98,7 +97,7 @@ def encode_pairs(
     encoded = []
     for number, pair in enumerate(pairs, start=1):
         try:
-            encoded.append(encode_pair(tokenizer, pair, **limits))
+            encoded.append(replace(encode_pair(tokenizer, pair, **limits), number=number))
         except DataError as error:
             raise DataError(f"Pair {number}: {error}.") from error
     return encoded

@@ -4,7 +4,9 @@
     ├── ConfigError      a setting is unknown or out of range
     ├── DataError        a preference or question file is not usable; names file and line
     ├── ModelError       the base model cannot be loaded or cannot be trained this way
-    └── DivergedError    the loss is no longer a number
+    ├── DivergedError    the loss is no longer a number
+    ├── OutOfMemory      the machine's memory is too small for these settings
+    └── Stopped          the run was asked to stop; it left a checkpoint
 
 Owns no behaviour and no HTTP. `str(error)` is always one sentence that says what to do.
 """
@@ -28,3 +30,11 @@ class ModelError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss is no longer a finite number."""
+
+
+class OutOfMemory(TrainingError):
+    """The machine's memory is too small for these settings."""
+
+
+class Stopped(TrainingError):
+    """The run was asked to stop, and did after its running step, with a checkpoint."""

@@ -33,23 +33,25 @@ def sequence_logprobs(model: nn.Module, batch: PackedRows) -> Tensor:
 
 
 def sequence_logprobs_and_kl(
-    model: nn.Module, batch: PackedRows, *, branch: int
+    model: nn.Module, batch: PackedRows, *, first: int
 ) -> tuple[Tensor, Tensor]:
-    """`sequence_logprobs`, and KL(π_ref ‖ π_θ) of each next token summed along one branch; (B,).
+    """`sequence_logprobs`, and KL(π_ref ‖ π_θ) of each next token summed along the last branches.
 
-    The KL is over the whole vocabulary. The reference is `model` without its adapter, run
-    once more without gradient; no more than a slice of its logits is ever held.
+    These are the A branches from `first` on; (B, K) and (B, A). The KL is over the whole
+    vocabulary. The reference is `model` without its adapter, run once more without gradient;
+    no more than a slice of its logits is ever held.
     """
     with evaluating(causal_lm(model)), reference(model):
         reference_states = predictor_states(model, batch)  # (N, H)
     states = predictor_states(model, batch)  # (N, H)
     logprobs = _branch_sums(_token_logprobs_of(model, states, batch), batch)
     branches = batch["lengths"].shape[1]
-    chosen = batch["owner"] % branches == branch  # (N,)
+    chosen = batch["owner"] % branches >= first  # (N,)
     head = causal_lm(model).get_output_embeddings()
     divergence = token_divergence(states[chosen], reference_states[chosen], head)
-    sums = divergence.new_zeros(len(batch["lengths"]))  # (B,)
-    return logprobs, sums.index_add(0, batch["owner"][chosen] // branches, divergence)
+    sums = divergence.new_zeros(batch["lengths"].numel())  # (B·K,)
+    sums = sums.index_add(0, batch["owner"][chosen], divergence).view_as(batch["lengths"])
+    return logprobs, sums[:, first:]
 
 
 def predictor_states(model: nn.Module, batch: PackedRows) -> Tensor:

@@ -9,11 +9,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -39,10 +41,11 @@ class ResidentBase:
     info: BaseModelInfo
 
 
-def load_base(model: str | Path, *, cpu: bool = False) -> ResidentBase:
+def load_base(model: str | Path, *, cpu: bool = False, four_bit: bool = False) -> ResidentBase:
     """Load a model folder, or a model of the Hugging Face Hub, frozen and in eval mode.
 
-    Weights are bf16 on a GPU and fp32 on a CPU. Raises ModelError (or the adapters'
+    Weights are bf16 on a GPU and fp32 on a CPU, or NF4 where `four_bit` asks for it
+    (QLoRA, 2305.14314; needs bitsandbytes). Raises ModelError (or the adapters'
     own error about the folder) where the model is missing, unreadable or no chat model.
     """
     folder = _folder_of(model)
@@ -53,13 +56,18 @@ def load_base(model: str | Path, *, cpu: bool = False) -> ResidentBase:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         with _quiet_if_small(folder):
             network = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation="sdpa"
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                **(_in_four_bits(dtype, device) if four_bit else {}),
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"The model {model} cannot be loaded: {_sentence(error)}") from error
     _refuse_unknown_heads(network)
     network.requires_grad_(False)
-    return ResidentBase(network.to(device).eval(), tokenizer, info)
+    if not four_bit:  # quantised weights are where they were loaded to
+        network = network.to(device)
+    return ResidentBase(network.eval(), tokenizer, info)
 
 
 @contextmanager
@@ -105,6 +113,19 @@ def reference(model: torch.nn.Module) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise while loading. Raises ModelError."""
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": quantisation, "device_map": {"": device}}
 
 
 @contextmanager

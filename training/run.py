@@ -1,15 +1,16 @@
 """One adapter from beginning to end: pairs in, a folder out.
 
-Owns the order of the steps (encode, base answers, references, training, writing) and the
-atomic writing of the result. Refuses how each step is done. The folder `out` is either
-there whole or not at all: it is written under another name beside it and renamed.
+Owns the order of the steps: encode, base answers, references, training, writing. Refuses
+how each step is done. The folder `out` is either there whole or not at all; checkpoints
+stand beside it, only where they were asked for or the run was stopped.
 """
 
+import copy
 import importlib.metadata
-import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,23 +18,27 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save
 from transformers import set_seed
 
-from adapters.artifact import Manifest, write_manifest
+from adapters.artifact import Manifest
 from training.anchors import base_answers
+from training.cache import default_cache
+from training.checkpoints import StopWhenAsked, claim, last_checkpoint, run_identity
 from training.config import BAPOConfig
 from training.data import PreferencePair, load_pairs, pairs_digest
 from training.encoding import EncodedPair, encode_pairs
-from training.errors import ConfigError, DataError, ModelError
-from training.model import ResidentBase, load_base, reference, trainable
+from training.errors import DataError, OutOfMemory, Stopped
+from training.model import ResidentBase, load_base, trainable
 from training.progress import TrainingBar, bar
-from training.scoring import score_pairs
+from training.prompts import encode_general, load_prompts
+from training.scoring import with_cached_reference
 from training.trainer import BAPOTrainer
+from training.writing import refuse_existing, write_adapter
 
-PARITY_PAIRS = 4
-"""Pairs on which a saved adapter is compared with the trained one."""
+Pairs = Sequence[PreferencePair] | str | Path
+
+ALLOCATOR_WORDS = ("can't allocate memory", "out of memory")
+"""How torch's allocators, of CPUs and of libraries on GPUs, say that there is no more."""
 
 
 @dataclass(frozen=True)
@@ -46,79 +51,163 @@ class TrainResult:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a training step reads: pairs, held-out pairs, and general prompts.
+
+    Encoded, with their base answers and references.
+    """
+
+    pairs: list[EncodedPair]
+    held_out: list[EncodedPair]
+    general: list[EncodedPair]
+
+
 def train_adapter(
     model: ResidentBase | str | Path,
-    pairs: Sequence[PreferencePair] | str | Path,
+    pairs: Pairs,
     out: str | Path,
     config: BAPOConfig | None = None,
     *,
+    eval_pairs: Pairs = (),
     name: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     label: str | None = None,
 ) -> TrainResult:
-    """Train one adapter and write it to `out` as a PEFT folder with a manifest.
+    """Train one adapter and write it to `out` as a PEFT folder with manifest and model card.
 
     `model` may be a base already in memory, which is left as it was; a folder or Hub name
-    is loaded for this one run. `pairs` may be a JSONL file. `name` (default: the folder's)
-    goes into the manifest. `label` shows progress bars under that text.
+    is loaded for this one run. `pairs` may name a file or data set, and so may
+    `eval_pairs`, on which the loss is taken after every epoch (or as `eval_strategy`
+    says). `name` (default: the folder's) goes into the manifest. `resume` goes on from the
+    run's last checkpoint, if it has one. `label` shows progress bars under that text.
 
+    A SIGINT or SIGTERM ends the run after the running step with a checkpoint, and Stopped.
     Raises TrainingError and the adapters' errors, each one sentence, before anything is
     written; OSError where the disk fails, with nothing left behind.
     """
-    config = config or BAPOConfig()
     target = Path(out).absolute()
-    _refuse_existing(target, overwrite)
-    data = load_pairs(pairs) if isinstance(pairs, str | Path) else list(pairs)
+    refuse_existing(target, overwrite=overwrite)
+    config = _at_home(config or BAPOConfig(), target, evaluates=bool(eval_pairs))
+    data = _pairs_of(pairs)
     if not data:
         raise DataError("There are no preference pairs to train on.")
-    base = model if isinstance(model, ResidentBase) else load_base(model, cpu=config.use_cpu)
+    held_out = _pairs_of(eval_pairs)
+    base = model if isinstance(model, ResidentBase) else _load(model, config)
+    identity = run_identity(base.info, data, config)
+    checkpoints = Path(str(config.output_dir))
+    checkpoint = last_checkpoint(checkpoints, identity) if resume else None
     clock = _Clock()
-    encoded = encode_pairs(
-        base.tokenizer,
-        data,
-        max_prompt_length=config.max_prompt_length,
-        max_completion_length=config.max_completion_length,
-    )
-    if config.anchored:
-        encoded = _anchor(base, encoded, config, label)
-    _refuse_past_window(base, encoded)
-    clock.lap("base answers")
-    set_seed(config.seed)
-    with trainable(base, config) as policy:
-        metrics = _fit(policy, base, encoded, config, label)
-        clock.lap("training")
-        manifest = _manifest(name or target.name, base, data, encoded, config, metrics)
-        _write(policy, manifest, encoded[:PARITY_PAIRS], target)
+    with _memory_in_words(config):
+        with config.main_process_first(local=False):  # the others find its answers in the cache
+            ready = prepare(base, data, config, held_out=held_out, label=label)
+        clock.lap("base answers and references")
+        set_seed(config.seed)
+        with trainable(base, config) as policy:
+            if config.should_save:  # of several processes, one writes
+                claim(checkpoints, identity)
+            metrics = _fit(policy, base, ready, config, checkpoint, label)
+            clock.lap("training")
+            manifest = _manifest(name or target.name, base, data, ready, config, metrics)
+            if config.should_save:
+                write_adapter(policy, manifest, ready.pairs, target)
+    if config.should_save and config.save_strategy == "no" and config.checkpoints_beside_result:
+        shutil.rmtree(checkpoints, ignore_errors=True)  # at most a stopped run's, now finished
     clock.lap("writing")
     return TrainResult(target, manifest, metrics, clock.laps)
 
 
-def _anchor(
-    base: ResidentBase, pairs: list[EncodedPair], config: BAPOConfig, label: str | None
-) -> list[EncodedPair]:
-    with bar(label and f"{label}: base answers") as show:
-        answers = base_answers(base, [pair.prompt for pair in pairs], config, on_progress=show)
-    return [pair.anchored_on(a.tokens) for pair, a in zip(pairs, answers, strict=True)]
+def prepare(
+    base: ResidentBase,
+    data: list[PreferencePair],
+    config: BAPOConfig,
+    *,
+    held_out: Sequence[PreferencePair] = (),
+    label: str | None = None,
+) -> Prepared:
+    """Encode pairs and general prompts, and find or make their base answers and references.
+
+    Raises DataError where something does not fit the model's context.
+    """
+    limits = {
+        "max_prompt_length": config.max_prompt_length,
+        "max_completion_length": config.max_completion_length,
+    }
+    pairs = encode_pairs(base.tokenizer, data, **limits)
+    parts = [pairs, encode_pairs(base.tokenizer, held_out, **limits), []]
+    if config.anchored and config.anchor_prompts:
+        general = load_prompts(config.anchor_prompts)
+        parts[2] = encode_general(base.tokenizer, general, config.max_prompt_length)
+    rows = [row for part in parts for row in part]
+    if config.anchored:
+        with bar(label and f"{label}: base answers") as show:
+            answers = base_answers(base, [r.prompt for r in rows], config, on_progress=show)
+        rows = [r.anchored_on([a.tokens for a in of]) for r, of in zip(rows, answers, strict=True)]
+    _refuse_past_window(base, rows)
+    cache = Path(config.anchor_cache) if config.anchor_cache else default_cache()
+    rows = with_cached_reference(
+        base,
+        rows,
+        cache.with_name("references.jsonl"),
+        batch_size=2 * config.per_device_train_batch_size,
+        bf16=bool(config.bf16),
+    )
+    ends = (len(parts[0]), len(parts[0]) + len(parts[1]))
+    return Prepared(rows[: ends[0]], rows[ends[0] : ends[1]], rows[ends[1] :])
+
+
+def _load(model: str | Path, config: BAPOConfig) -> ResidentBase:
+    _ = config.device  # with several processes, this chooses each one's GPU
+    return load_base(model, cpu=config.use_cpu, four_bit=config.load_in_4bit)
+
+
+def _pairs_of(pairs: Pairs) -> list[PreferencePair]:
+    return load_pairs(pairs) if isinstance(pairs, str | Path) else list(pairs)
+
+
+def _at_home(config: BAPOConfig, target: Path, *, evaluates: bool) -> BAPOConfig:
+    """The config with its checkpoints beside the result, and evaluating where there is data."""
+    config = copy.copy(config)
+    if config.checkpoints_beside_result:
+        config.output_dir = str(target.with_name(f"{target.name}-checkpoints"))
+    if evaluates and config.eval_strategy == "no":
+        config.eval_strategy = "epoch"
+    return config
 
 
 def _fit(
     policy: PeftModel,
     base: ResidentBase,
-    pairs: list[EncodedPair],
+    ready: Prepared,
     config: BAPOConfig,
+    checkpoint: Path | None,
     label: str | None,
 ) -> dict[str, float]:
-    """Train, and say how it ended: the means over the last epoch's pairs."""
-    with bar(label) as show:
+    """Train, and say how it ended: the means over the last epoch's pairs. May raise Stopped."""
+    stop = StopWhenAsked()
+    with bar(label) as show, stop.listening():
         progress = TrainingBar(show)
-        trainer = BAPOTrainer(policy, config, pairs, callbacks=[progress], tokenizer=base.tokenizer)
+        trainer = BAPOTrainer(
+            policy,
+            config,
+            ready.pairs,
+            eval_pairs=ready.held_out,
+            general=ready.general,
+            callbacks=[progress, stop],
+        )
         progress.figures = trainer.recent
-        output = trainer.train()
+        output = trainer.train(str(checkpoint) if checkpoint else None)
+    if output.global_step < trainer.state.max_steps:
+        raise Stopped(
+            f"Stopped after step {output.global_step} of {trainer.state.max_steps}; the checkpoint"
+            f" is in {config.output_dir}, go on with --resume."
+        )
     return {
-        "train/loss": output.training_loss,
         "train/steps": float(output.global_step),
         "train/seconds": output.metrics["train_runtime"],
         **{f"train/{name}": value for name, value in trainer.last_epoch().items()},
+        **trainer.last_evaluation(),
     }
 
 
@@ -126,7 +215,7 @@ def _manifest(
     name: str,
     base: ResidentBase,
     data: list[PreferencePair],
-    encoded: list[EncodedPair],
+    ready: Prepared,
     config: BAPOConfig,
     metrics: dict[str, float],
 ) -> Manifest:
@@ -138,8 +227,9 @@ def _manifest(
         "data": {
             "sha256": pairs_digest(data).removeprefix("sha256:"),
             "pairs": len(data),
-            "prompts": len({pair.prompt for pair in encoded}),
-            "tokens": sum(map(len, encoded)),
+            "prompts": len({pair.prompt for pair in ready.pairs}),
+            "tokens": sum(map(len, ready.pairs)),
+            "general_prompts": len(ready.general),
         },
         "metrics": metrics,
         "versions": {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft")},
@@ -149,80 +239,9 @@ def _manifest(
     return Manifest.model_validate(record)
 
 
-def _write(policy: PeftModel, manifest: Manifest, sample: list[EncodedPair], target: Path) -> None:
-    """Write the folder beside its place, make it durable, and rename it into place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        _write_peft(policy, manifest.base.name, draft)
-        _check_parity(policy, draft, sample)
-        write_manifest(draft, manifest)
-        for path in (*draft.iterdir(), draft):
-            _sync(path)
-        _replace(draft, target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _write_peft(policy: PeftModel, base_name: str, folder: Path) -> None:
-    """PEFT's own layout, without the model card that its `save_pretrained` adds."""
-    lora = policy.peft_config["default"]
-    lora.base_model_name_or_path = base_name
-    lora.inference_mode = True
-    lora.save_pretrained(str(folder))
-    weights = get_peft_model_state_dict(policy, save_embedding_layers=False)
-    if not any(name.endswith("lora_B.weight") and t.any() for name, t in weights.items()):
-        raise ModelError("The training changed nothing; raise learning_rate or num_train_epochs.")
-    tensors = {key: tensor.detach().contiguous().cpu() for key, tensor in weights.items()}
-    # Bytes first: safetensors' own writer hides a full disk behind an error of its own.
-    (folder / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
-
-
-def _check_parity(policy: PeftModel, folder: Path, pairs: list[EncodedPair]) -> None:
-    """Raise ModelError unless the saved adapter scores as the trained one, and not as the base."""
-    trained = score_pairs(policy, pairs)  # (n, K)
-    with reference(policy):
-        untouched = score_pairs(policy, pairs)
-    policy.load_adapter(str(folder), adapter_name="saved")
-    policy.set_adapter("saved")
-    saved = score_pairs(policy, pairs)
-    if not torch.allclose(saved, trained, atol=1e-3, rtol=1e-4):
-        raise ModelError("The saved adapter does not score as the trained one; nothing was kept.")
-    if torch.equal(saved, untouched):
-        raise ModelError("The adapter scores as the base does; raise learning_rate.")
-
-
-def _replace(draft: Path, target: Path) -> None:
-    """Put `draft` in the place of `target`; what was there goes only once the new is in."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        target.rename(old)
-    draft.rename(target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _refuse_existing(target: Path, overwrite: bool) -> None:
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise ConfigError(f"{target} is not empty; choose another folder or give --overwrite.")
-    if target.exists() and not target.is_dir():
-        raise ConfigError(f"{target} is a file; choose another place for the adapter.")
-
-
-def _refuse_past_window(base: ResidentBase, pairs: list[EncodedPair]) -> None:
+def _refuse_past_window(base: ResidentBase, rows: list[EncodedPair]) -> None:
     """Longer than the model's context or its sliding window, scores would not be exact."""
-    longest = max(len(p.prompt) + max(map(len, p.branches)) for p in pairs)
+    longest = max(len(r.prompt) + max(len(answer or ()) for answer in r.branches) for r in rows)
     settings = base.model.config
     limits = [settings.max_position_embeddings]
     if getattr(settings, "use_sliding_window", True) and getattr(settings, "sliding_window", None):
@@ -232,6 +251,24 @@ def _refuse_past_window(base: ResidentBase, pairs: list[EncodedPair]) -> None:
             f"The longest prompt and answer have {longest} tokens together, the model reads"
             f" {min(limits)}; shorten the data or anchor_max_new_tokens."
         )
+
+
+@contextmanager
+def _memory_in_words(config: BAPOConfig) -> Iterator[None]:
+    """Turn an allocator's refusal into the settings that would help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            words in str(error) for words in ALLOCATOR_WORDS
+        ):
+            raise
+        raise OutOfMemory(
+            "Out of memory: lower per_device_train_batch_size"
+            f" (now {config.per_device_train_batch_size}; gradient_accumulation_steps makes up for"
+            f" it), or give gradient_checkpointing, or lower max_completion_length"
+            f" (now {config.max_completion_length})."
+        ) from error
 
 
 class _Clock:

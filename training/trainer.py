@@ -1,12 +1,17 @@
 """BAPOTrainer: the Trainer of transformers with BAPO's loss, batches and figures.
 
-Owns one optimisation step and what is logged of it, under TRL's names. Refuses files,
-base answers and evaluation of answers: pairs come encoded and anchored. The reference is
-the same model with its adapter off, computed once before the first step.
+Owns one optimisation step, what is logged of it, under TRL's names, and what a checkpoint
+needs beyond the Trainer's own. Refuses files of data, base answers and evaluation of
+answers: pairs come encoded and anchored. The reference is the same model with its adapter
+off, computed once before the first step.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from training.batching import LengthBuckets, PairBatch, collate
+from training.batching import LengthBuckets, PackedRows, PairBatch, collate
 from training.config import BAPOConfig
 from training.encoding import EncodedPair
 from training.errors import DivergedError
@@ -24,29 +29,53 @@ from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss
 from training.scoring import with_reference
 
 BASE = 2
-"""The column of the base answer, behind chosen and rejected."""
+"""The first column of the base answers, behind chosen and rejected."""
+
+HISTORY_FILE = "bapo_history.json"
+"""In a checkpoint, written last: a checkpoint without it is not whole."""
+
+Group = tuple[EncodedPair, ...]
+"""A pair and the general prompts that are anchored beside it."""
 
 
-class PairDataset(Dataset[EncodedPair]):  # type: ignore[misc]
-    """Encoded pairs, each with its reference log-probabilities."""
+class PairDataset(Dataset[Group]):  # type: ignore[misc]
+    """Encoded pairs, each with its reference log-probabilities and its general prompts.
 
-    def __init__(self, pairs: Sequence[EncodedPair]) -> None:
+    Every pair has `beside` general prompts, the next ones in their order, round and round.
+    """
+
+    def __init__(
+        self, pairs: Sequence[EncodedPair], general: Sequence[EncodedPair] = (), beside: int = 0
+    ) -> None:
         self.pairs = list(pairs)
+        self.general = list(general)
+        self.beside = beside if general else 0
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> EncodedPair:
-        return self.pairs[index]
+    def __getitem__(self, index: int) -> Group:
+        first = index * self.beside
+        companions = (
+            self.general[i % len(self.general)] for i in range(first, first + self.beside)
+        )
+        return (self.pairs[index], *companions)
+
+
+def collate_groups(groups: Sequence[Group]) -> PackedRows:
+    """One batch of packed rows, each pair with its companions behind it."""
+    return collate(list(chain.from_iterable(groups)))
 
 
 class BAPOTrainer(Trainer):  # type: ignore[misc]
     """Trains the adapter on `model` from encoded pairs.
 
-    `train_pairs` carry base answers where `args.anchored`. Logs, besides the Trainer's
-    own: rewards/chosen, rewards/rejected, rewards/accuracies, rewards/margins (rewards
-    are β times the log-ratio to the reference), logps/chosen, logps/rejected and, with an
-    anchor, logps/base, anchor/loss, anchor/logratio (log π_θ(y_b) - log π_ref(y_b)).
+    `train_pairs` carry base answers where `args.anchored`; `general` are further prompts
+    that are anchored and nothing else, `args.anchor_prompts_per_pair` beside each pair.
+    Logs, besides the Trainer's own: rewards/chosen, rewards/rejected, rewards/accuracies,
+    rewards/margins (rewards are β times the log-ratio to the reference), logps/chosen,
+    logps/rejected and, with an anchor, logps/base, anchor/loss, anchor/logratio
+    (log π_θ(y_b) - log π_ref(y_b)).
     """
 
     args: BAPOConfig
@@ -58,21 +87,25 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         train_pairs: Sequence[EncodedPair],
         *,
         eval_pairs: Sequence[EncodedPair] | None = None,
+        general: Sequence[EncodedPair] = (),
         tokenizer: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        for pairs in (train_pairs, eval_pairs or ()):
-            if any((pair.base is not None) != args.anchored for pair in pairs):
-                raise ValueError("pairs carry a base answer exactly when there is an anchor")
-        rows = 2 * args.per_device_train_batch_size
+        for pairs in (train_pairs, eval_pairs or (), general):
+            if any(bool(pair.bases) != args.anchored for pair in pairs):
+                raise ValueError("pairs carry base answers exactly when there is an anchor")
+
+        def referenced(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
+            rows = 2 * args.per_device_train_batch_size
+            return with_reference(model, pairs, batch_size=rows, bf16=bool(args.bf16))
+
+        beside = args.anchor_prompts_per_pair
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
-            train_dataset=PairDataset(with_reference(model, train_pairs, batch_size=rows)),
-            eval_dataset=PairDataset(with_reference(model, eval_pairs, batch_size=rows))
-            if eval_pairs
-            else None,
+            data_collator=collate_groups,
+            train_dataset=PairDataset(referenced(train_pairs), referenced(general), beside),
+            eval_dataset=PairDataset(referenced(eval_pairs)) if eval_pairs else None,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -81,6 +114,34 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False
         self.history: list[dict[str, float]] = []
         self._figures: dict[str, list[dict[str, float]]] = defaultdict(list)
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train, perhaps from a checkpoint; the figures of before come with it."""
+        if resume_from_checkpoint:
+            kept = Path(resume_from_checkpoint, HISTORY_FILE).read_text(encoding="utf-8")
+            self.history = json.loads(kept)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    @contextmanager
+    def _scoring_forward(self) -> Iterator[None]:
+        """Inside, calling the model scores a batch: so wrappers (DDP, FSDP) see the whole step."""
+        model = self.model
+        before = model.__dict__.get("forward")
+        with_kl = self.args.anchored and self.args.anchor_type == "kl"
+
+        def score(batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+            if with_kl:
+                return sequence_logprobs_and_kl(model, batch, first=BASE)
+            return sequence_logprobs(model, batch), None
+
+        model.forward = score
+        try:
+            yield
+        finally:
+            if before is None:
+                del model.forward
+            else:
+                model.forward = before
 
     def compute_loss(
         self,
@@ -95,26 +156,31 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
 
     def _score(self, model: nn.Module, inputs: PairBatch) -> tuple[Tensor, Tensor]:
         """The mean loss and the log-probabilities (B, K) behind it; figures are kept."""
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=bool(self.args.bf16)):
-            policy, base_kl = self._logprobs(model, inputs)  # (B, K), (B,)
-        reference = inputs["reference"]  # (B, K)
-        loss = self._loss(policy, reference, inputs["lengths"], base_kl)
+        bf16 = bool(self.args.bf16)
+        with (
+            self._scoring_forward(),
+            torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=bf16),
+        ):
+            policy, base_kl = model(inputs)  # (B, K), (B, A)
+        pairs = inputs["lengths"][:, 0] > 0  # (B,), the others are general prompts
+        loss = self._loss(policy, inputs["reference"], inputs["lengths"], base_kl, pairs)
         mean = loss.total.mean()
-        figures = self._figures_of(policy.detach(), reference, loss)
+        figures = self._figures_of(policy.detach(), inputs["reference"], loss, pairs)
         self._figures["train" if model.training else "eval"].append(figures)
         if model.training:
             self.history.append({"loss": mean.item(), **figures})
+            if not torch.isfinite(mean):
+                raise self._diverged(mean, inputs["numbers"][pairs])
         return mean, policy
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; raises DivergedError where the loss is not a finite number."""
-        loss: Tensor = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1};"
-                " lower learning_rate or beta."
-            )
-        return loss
+    def _diverged(self, loss: Tensor, numbers: Tensor) -> DivergedError:
+        kept = whole_checkpoints(Path(str(self.args.output_dir)))
+        last = f" The last good checkpoint is {kept[-1]}." if kept else ""
+        pairs = ", ".join(map(str, sorted(numbers.tolist())))
+        return DivergedError(
+            f"The loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of the"
+            f" pairs {pairs}; lower learning_rate or beta, or look at these pairs.{last}"
+        )
 
     def prediction_step(
         self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
@@ -143,56 +209,88 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         steps = self.history[-batches:]
         return {name: sum(step[name] for step in steps) / len(steps) for name in self.recent()}
 
+    def last_evaluation(self) -> dict[str, float]:
+        """The figures of the last evaluation as eval/…; empty where there was none."""
+        for line in reversed(self.state.log_history):
+            if "eval_loss" in line:
+                return {
+                    f"eval/{name.removeprefix('eval_')}": float(value)
+                    for name, value in line.items()
+                    if name.startswith("eval_")
+                }
+        return {}
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         pairs = (train_dataset or self.train_dataset).pairs
         return LengthBuckets(
             [len(pair) for pair in pairs], self.args.train_batch_size, seed=self.args.seed
         )
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.is_world_process_zero():
+            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            (folder / HISTORY_FILE).write_text(json.dumps(self.history), encoding="utf-8")
+
     def _loss(
-        self, policy: Tensor, reference: Tensor, lengths: Tensor, base_kl: Tensor | None
+        self,
+        policy: Tensor,  # (B, K)
+        reference: Tensor,  # (B, K)
+        lengths: Tensor,  # (B, K)
+        base_kl: Tensor | None,  # (B, A)
+        pairs: Tensor,  # (B,) bool, P of them set
     ) -> BapoLoss:
+        """The loss of each pair, (P,): its anchor is the mean over its base answers and over the
+        general prompts beside it."""
         args = self.args
         preference = preference_loss(
-            policy[:, 0],
-            policy[:, 1],
-            reference[:, 0],
-            reference[:, 1],
+            policy[pairs, 0],
+            policy[pairs, 1],
+            reference[pairs, 0],
+            reference[pairs, 1],
             beta=args.beta,
             loss_type=args.loss_type,
             label_smoothing=args.label_smoothing,
             dpop_weight=args.dpop_weight,
-            answer_lengths=lengths[:, :2],
-        )
+            answer_lengths=lengths[pairs, :2],
+        )  # (P,)
         if not args.anchored:
             return bapo_loss(preference, torch.zeros_like(preference), anchor_weight=0)
         anchor = anchor_loss(
-            policy[:, BASE],
-            reference[:, BASE],
+            policy[:, BASE:],
+            reference[:, BASE:],
             anchor_type=args.anchor_type,
             base_kl=base_kl,
-            base_lengths=lengths[:, BASE] if args.anchor_length_normalise else None,
-        )
-        return bapo_loss(preference, anchor, anchor_weight=args.anchor_weight)
+            base_lengths=lengths[:, BASE:] if args.anchor_length_normalise else None,
+        )  # (B, A)
+        of_pair = anchor.reshape(len(preference), -1).mean(-1)  # (P,)
+        return bapo_loss(preference, of_pair, anchor_weight=args.anchor_weight)
 
-    def _logprobs(self, model: nn.Module, inputs: PairBatch) -> tuple[Tensor, Tensor | None]:
-        if self.args.anchored and self.args.anchor_type == "kl":
-            return sequence_logprobs_and_kl(model, inputs, branch=BASE)
-        return sequence_logprobs(model, inputs), None
-
-    def _figures_of(self, policy: Tensor, reference: Tensor, loss: BapoLoss) -> dict[str, float]:
+    def _figures_of(
+        self, policy: Tensor, reference: Tensor, loss: BapoLoss, pairs: Tensor
+    ) -> dict[str, float]:
         log_ratio = policy - reference  # (B, K)
-        reward = self.args.beta * log_ratio
+        reward = self.args.beta * log_ratio[pairs]
         figures = {
             "rewards/chosen": reward[:, 0].mean(),
             "rewards/rejected": reward[:, 1].mean(),
             "rewards/accuracies": (reward[:, 0] > reward[:, 1]).float().mean(),
             "rewards/margins": (reward[:, 0] - reward[:, 1]).mean(),
-            "logps/chosen": policy[:, 0].mean(),
-            "logps/rejected": policy[:, 1].mean(),
+            "logps/chosen": policy[pairs, 0].mean(),
+            "logps/rejected": policy[pairs, 1].mean(),
         }
         if self.args.anchored:
-            figures["logps/base"] = policy[:, BASE].mean()
+            figures["logps/base"] = policy[:, BASE:].mean()
             figures["anchor/loss"] = loss.anchor.detach().mean()
-            figures["anchor/logratio"] = log_ratio[:, BASE].mean()
+            figures["anchor/logratio"] = log_ratio[:, BASE:].mean()
         return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder that were written to their end, the latest last."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / HISTORY_FILE).is_file()]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -11,6 +11,7 @@ import resource
 from collections.abc import Iterator
 
 import pytest
+
 from served import TASTES, Served, admin, chat, refused, upload
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.anchors import AnchorCache, base_answers
+from training.anchors import base_answers
+from training.cache import JsonlCache
 from training.config import BAPOConfig
 from training.encoding import encode_prompt
 from training.generation import Completion, complete
@@ -128,17 +129,17 @@ def test_a_torn_last_line_costs_that_line_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "answers.jsonl"
-    cache = AnchorCache(path)
-    cache.add({"a": Completion((1, 2), "stop")})
-    cache.add({"b": Completion((3,), "length")})
+    cache = JsonlCache(path)
+    cache.add({"a": {"tokens": [1, 2]}})
+    cache.add({"b": {"tokens": [3]}})
     path.write_bytes(path.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
-        torn = AnchorCache(path)
+        torn = JsonlCache(path)
     assert "answers.jsonl:2 is not readable" in caplog.text
-    assert torn.get("a") == Completion((1, 2), "stop")
+    assert torn.get("a") == {"tokens": [1, 2]}
     assert torn.get("b") is None
-    torn.add({"c": Completion((4,), "stop")})
-    whole = AnchorCache(path)
+    torn.add({"c": {"tokens": [4]}})
+    whole = JsonlCache(path)
     assert whole.get("a")
-    assert whole.get("c") == Completion((4,), "stop")
+    assert whole.get("c") == {"tokens": [4]}
     assert len(whole) == 2

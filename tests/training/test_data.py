@@ -56,11 +56,15 @@ def test_pairs_come_back_as_they_were_saved(tmp_path: Path) -> None:
         ('{"prompt": "Hi?", "chosen": ', "not JSON"),
         ("[1, 2]", "a JSON object is needed"),
         ('{"prompt": "Hi?", "chosen": "a"}', "'rejected' is missing"),
+        ('{"prompt": "Hi?", "chosen": null, "rejected": "a"}', "'chosen' is missing"),
         ('{"prompt": "Hi?", "chosen": "a", "rejected": "a"}', "identical"),
+        (r'{"prompt": "Hi?", "chosen": "\ud83d", "rejected": "a"}', "half a character"),
+        (r'{"prompt": "\udc00?", "chosen": "b", "rejected": "a"}', "half a character"),
         ('{"prompt": "Hi?", "chosen": " ", "rejected": "a"}', "'chosen' is empty"),
         ('{"prompt": "", "chosen": "b", "rejected": "a"}', "the prompt is empty"),
         ('{"prompt": 3, "chosen": "b", "rejected": "a"}', "'prompt' must be text"),
         ('{"chosen": "b", "rejected": "a"}', "'prompt' is missing"),
+        ('{"prompt": null, "chosen": "b", "rejected": "a"}', "'prompt' is missing"),
         ('{"prompt": [{"role": "user"}], "chosen": "b", "rejected": "a"}', "'role' and 'content'"),
         (
             json.dumps({"prompt": [assistant("a")], "chosen": "b", "rejected": "c"}),
@@ -78,6 +82,11 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, said: str) -> None:
         load_pairs(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert said in str(caught.value)
+
+
+def test_whole_emoji_and_other_keys_are_fine(tmp_path: Path) -> None:
+    line = r'{"prompt": "\ud83d\ude00?", "chosen": "a", "rejected": "b", "score": null}'
+    assert load_pairs(write(tmp_path, line)) == [PreferencePair("😀?", "a", "b")]
 
 
 def test_bytes_that_are_not_text_are_named_with_their_line(tmp_path: Path) -> None:

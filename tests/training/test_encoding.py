@@ -18,7 +18,7 @@ def test_prompt_and_answers_are_what_the_template_writes(
     # The template ends its line after <|end|>; nothing after that token is ever generated.
     assert tokenizer.decode(encoded.chosen) == "Wet.<|end|>"
     assert tokenizer.decode(encoded.rejected) == "Water that falls.<|end|>"
-    assert len(encoded) == sum(map(len, (encoded.prompt, encoded.chosen, encoded.rejected)))
+    assert len(encoded) == len(encoded.prompt) + sum(len(a or ()) for a in encoded.branches)
 
 
 def test_an_answer_is_ended_where_the_template_does_not(tokenizer: PreTrainedTokenizerFast) -> None:

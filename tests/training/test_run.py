@@ -1,6 +1,7 @@
 """One adapter from pairs to a folder: what is in it, and what is left when something fails."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -18,10 +19,11 @@ from adapters.artifact import ADAPTER_FILES, read_manifest
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
-from training.errors import ConfigError, DataError, DivergedError, ModelError
+from training.errors import ConfigError, DataError, DivergedError, ModelError, OutOfMemory
 from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
+from training.trainer import whole_checkpoints
 
 Quick = Callable[..., BAPOConfig]
 
@@ -30,7 +32,9 @@ def test_the_folder_is_a_peft_adapter_with_a_manifest(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
     result = train_adapter(base, pairs, tmp_path / "alice", quick(), name="alice/terse")
-    assert sorted(file.name for file in result.out.iterdir()) == sorted(ADAPTER_FILES)
+    assert sorted(file.name for file in result.out.iterdir()) == sorted(
+        [*ADAPTER_FILES, "README.md"]
+    )
     manifest = read_manifest(result.out)
     assert manifest == result.manifest
     assert manifest is not None
@@ -100,7 +104,7 @@ def test_what_is_there_is_kept_unless_told(
         train_adapter(base, pairs, out, quick())
     assert (out / "mine.txt").exists()
     train_adapter(base, pairs, out, quick(num_train_epochs=1), overwrite=True)
-    assert sorted(file.name for file in out.iterdir()) == sorted(ADAPTER_FILES)
+    assert sorted(file.name for file in out.iterdir()) == sorted([*ADAPTER_FILES, "README.md"])
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -173,7 +177,7 @@ def test_weights_that_were_saved_wrong_are_not_kept(
         written: bytes = save({name: t / 2 for name, t in tensors.items()}, metadata)
         return written
 
-    monkeypatch.setattr("training.run.save", halved)
+    monkeypatch.setattr("training.writing.save", halved)
     with pytest.raises(ModelError, match="does not score as the trained one"):
         train_adapter(base, pairs, tmp_path / "out" / "a", quick(method="dpo"))
     assert list((tmp_path / "out").iterdir()) == []
@@ -183,7 +187,9 @@ def test_a_loss_that_is_no_number_leaves_nothing_behind(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
     config = quick(method="dpo", learning_rate=1e30, warmup_steps=0, max_grad_norm=0)
-    with pytest.raises(DivergedError, match=r"at step \d+; lower"):
+    with pytest.raises(
+        DivergedError, match=r"at step \d+, in the batch of the pairs [\d, ]+; lower"
+    ):
         train_adapter(base, pairs, tmp_path / "out" / "a", config)
     assert not (tmp_path / "out").exists()
 
@@ -193,46 +199,136 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def start_training(base: Path, data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """`bapo train` in a process of its own, with a checkpoint after every fifth step."""
+    arguments = ["--model", str(base), "--data", str(data), "--out", str(out)]
+    arguments += ["--anchor-cache", str(out.with_name("answers.jsonl")), "--use-cpu", "true"]
+    arguments += ["--anchor-max-new-tokens", "12", "--batch-size", "2", "--bf16", "false"]
+    arguments += ["--save-strategy", "steps", "--save-steps", "5", "--learning-rate", "5e-3"]
+    return subprocess.Popen(
+        [sys.executable, "-c", "from training.cli import train; train()", *arguments, *more],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        preexec_fn=_interruptible,
+    )
+
+
+def until(there: Callable[[], object], running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not there() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     ("how", "code", "said"),
-    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "Stopped")],
+    [(signal.SIGKILL, -signal.SIGKILL, ""), (signal.SIGINT, 130, "go on with --resume")],
 )
-def test_an_ended_run_leaves_no_half_adapter_and_its_base_answers_stay(
+def test_an_ended_run_leaves_no_half_adapter_and_resumes_to_the_same_bits(
     base_folder: Path,
     pairs: list[PreferencePair],
-    quick: Quick,
     tmp_path: Path,
     how: signal.Signals,
     code: int,
     said: str,
 ) -> None:
-    save_pairs(pairs, tmp_path / "pairs.jsonl")
-    cache, out = tmp_path / "answers.jsonl", tmp_path / "a"
-    arguments = ["--model", str(base_folder), "--data", str(tmp_path / "pairs.jsonl")]
-    arguments += ["--out", str(out), "--anchor-cache", str(cache), "--epochs", "100000"]
-    arguments += ["--use-cpu", "true", "--anchor-max-new-tokens", "12"]
-    command = [sys.executable, "-c", "from training.cli import train; train()", *arguments]
-    with subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ,
-        preexec_fn=_interruptible,
-    ) as running:
-        deadline = time.monotonic() + 120
-        while not cache.exists() and running.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
+    data, out, whole = tmp_path / "pairs.jsonl", tmp_path / "a", tmp_path / "whole"
+    save_pairs(pairs, data)
+    epochs = ("--epochs", "100")  # 300 steps
+    with start_training(base_folder, data, out, *epochs) as running:
+        until(lambda: whole_checkpoints(tmp_path / "a-checkpoints")[1:], running)
         running.send_signal(how)
-        try:
-            _, stderr = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    assert running.returncode == code
+        _, stderr = running.communicate(timeout=120)
+    assert running.returncode == code, stderr
     assert said in stderr
     assert "Traceback" not in stderr
     assert not out.exists()
-    assert len(cache.read_text().splitlines()) == len(pairs)
-    config = quick(anchor_cache=str(cache))
-    train_adapter(base_folder, pairs, out, config)
-    assert len(cache.read_text().splitlines()) == len(pairs)
+    answers = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert len(answers) == len(pairs)
+
+    with start_training(base_folder, data, out, *epochs, "--resume") as resumed:
+        _, stderr = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, stderr
+    with start_training(base_folder, data, whole, *epochs) as unbroken:
+        _, stderr = unbroken.communicate(timeout=120)
+    assert unbroken.returncode == 0, stderr
+    weights = ADAPTER_FILES[1]
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    of_resumed, of_whole = read_manifest(out), read_manifest(whole)
+    assert of_resumed is not None
+    assert of_whole is not None
+    timed = {"train/seconds"}
+    assert {k: v for k, v in of_resumed.metrics.items() if k not in timed} == {
+        k: v for k, v in of_whole.metrics.items() if k not in timed
+    }
+    assert (tmp_path / "answers.jsonl").read_text().splitlines() == answers
+
+
+def test_a_run_resumes_from_its_own_checkpoints_only(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    saving = {"save_strategy": "epoch", "num_train_epochs": 2}
+    train_adapter(base, pairs, tmp_path / "a", quick(**saving))
+    with pytest.raises(ConfigError, match="another base, data or settings"):
+        train_adapter(base, pairs[1:], tmp_path / "b", quick(**saving), resume=True)
+    with pytest.raises(ConfigError, match="another base, data or settings"):
+        train_adapter(base, pairs, tmp_path / "b", quick(**saving, beta=0.3), resume=True)
+    # A checkpoint that was not written to its end is passed over.
+    last = whole_checkpoints(tmp_path / "trainer")[-1]
+    (last / "bapo_history.json").unlink()
+    again = train_adapter(base, pairs, tmp_path / "b", quick(**saving), resume=True)
+    weights = ADAPTER_FILES[1]
+    assert (again.out / weights).read_bytes() == (tmp_path / "a" / weights).read_bytes()
+
+
+def test_held_out_pairs_and_general_prompts_go_through_the_whole_run(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    general = tmp_path / "general.jsonl"
+    general.write_text('{"prompt": "Name a colour."}\n{"prompt": "Two and two?"}\n')
+    config = quick(anchor_prompts=str(general), anchor_answers=2)
+    result = train_adapter(base, pairs[:4], tmp_path / "a", config, eval_pairs=pairs[4:])
+    assert result.manifest.data["general_prompts"] == 2
+    assert 0 <= result.metrics["eval/rewards/accuracies"] <= 1
+    assert "eval/anchor/loss" in result.metrics
+    general.write_text('{"prompt": 3}\n')
+    with pytest.raises(DataError, match=r"general\.jsonl:1: 'prompt' must be"):
+        train_adapter(base, pairs, tmp_path / "b", config)
+
+
+def test_references_are_read_from_the_cache_and_change_no_bit(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    weights = ADAPTER_FILES[1]
+    first = train_adapter(base, pairs, tmp_path / "a", quick())
+    cache = tmp_path / "references.jsonl"
+    kept = cache.read_text()
+    assert len(kept.splitlines()) == len(pairs)
+    again = train_adapter(base, pairs, tmp_path / "b", quick())
+    assert cache.read_text() == kept
+    assert (again.out / weights).read_bytes() == (first.out / weights).read_bytes()
+    # That they are read shows when they are false.
+    records = [json.loads(line) for line in kept.splitlines()]
+    for record in records:
+        record["logprobs"][0] += 100
+    cache.write_text("".join(json.dumps(record) + "\n" for record in records))
+    misled = train_adapter(base, pairs, tmp_path / "c", quick())
+    assert misled.metrics["train/rewards/chosen"] < -5
+
+
+@pytest.mark.parametrize("allocator", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_says_what_to_lower(
+    base: ResidentBase,
+    pairs: list[PreferencePair],
+    quick: Quick,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    allocator: Exception,
+) -> None:
+    def refuse(*args: object) -> None:
+        raise allocator
+
+    monkeypatch.setattr("training.trainer.sequence_logprobs", refuse)
+    with pytest.raises(OutOfMemory, match="lower per_device_train_batch_size \\(now 2"):
+        train_adapter(base, pairs, tmp_path / "a", quick())
+    assert not (tmp_path / "a").exists()

@@ -1,19 +1,22 @@
 """BAPOTrainer: what it logs, what it learns, and that a seed decides everything."""
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 
 from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DivergedError
-from training.model import ResidentBase, trainable
+from training.model import ResidentBase, reference, trainable
 from training.scoring import score_pairs, with_reference
-from training.trainer import BAPOTrainer
+from training.trainer import BAPOTrainer, whole_checkpoints
 
 Quick = Callable[..., BAPOConfig]
 
@@ -31,7 +34,7 @@ OF_THE_ANCHOR = {"logps/base", "anchor/loss", "anchor/logratio"}
 @pytest.fixture
 def anchored(base: ResidentBase, pairs: list[PreferencePair]) -> list[EncodedPair]:
     encoded = encode_pairs(base.tokenizer, pairs)
-    return [pair.anchored_on((70, 71, 72, 1)) for pair in encoded]
+    return [pair.anchored_on([(70, 71, 72, 1)]) for pair in encoded]
 
 
 def fit(
@@ -115,6 +118,8 @@ def test_accumulated_steps_have_the_gradient_of_one_large_step(
     base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
 ) -> None:
     settings = {"num_train_epochs": 1, "optim": "sgd", "max_grad_norm": 0, "warmup_steps": 0}
+    # Every other anchor has a kink where training begins, and rounding chooses its side.
+    settings["anchor_type"] = "squared"
     _, large = fit(base, quick(per_device_train_batch_size=6, **settings), anchored)
     _, small = fit(base, quick(gradient_accumulation_steps=3, **settings), anchored)
     for name in large:
@@ -150,8 +155,69 @@ def test_evaluation_pairs_are_scored_during_training(
 def test_a_loss_that_is_no_number_stops_the_run(
     base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
 ) -> None:
-    with pytest.raises(DivergedError, match=r"The loss is (nan|inf) at step \d+; lower"):
-        fit(base, quick(learning_rate=1e30, warmup_steps=0, max_grad_norm=0), anchored)
+    config = quick(
+        learning_rate=1e30,
+        warmup_steps=0,
+        max_grad_norm=0,
+        save_strategy="steps",
+        save_steps=1,
+        gradient_checkpointing=True,
+    )
+    with pytest.raises(DivergedError) as caught:
+        fit(base, config, anchored)
+    said = str(caught.value)
+    assert re.match(
+        r"The loss is (nan|inf) at step 2, in the batch of the pairs \d, \d; lower", said
+    )
+    assert said.endswith("checkpoint-1.")
+    assert whole_checkpoints(Path(str(config.output_dir)))[-1].name == "checkpoint-1"
+
+
+def test_general_prompts_and_several_answers_are_averaged_into_the_anchor(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    answers = [(70, 71, 72, 1), (80, 81, 1)]
+    pairs = [pair.anchored_on(answers) for pair in anchored[:2]]
+    general = [EncodedPair(p.prompt, None, None).anchored_on(answers[::-1]) for p in anchored[2:5]]
+    config = quick(anchor_answers=2, anchor_prompts_per_pair=2, anchor_type="absolute")
+    with trainable(base, config) as policy:
+        trainer = BAPOTrainer(policy, config, pairs, general=general)
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+        loss = trainer.compute_loss(trainer.model.train(), batch)
+        rows = [*pairs, *general]
+        drop = (score_pairs(policy, rows) - score_pairs_of_base(policy, rows))[:, 2:].abs()
+    # Pair 1 goes with general prompts 1 and 2, pair 2 with 3 and 1 again.
+    first = drop[[0, 2, 3]].mean()
+    second = drop[[1, 4, 2]].mean()
+    seen = trainer.recent()
+    assert seen["anchor/loss"] == pytest.approx(float((first + second) / 2), rel=1e-4)
+    assert isinstance(loss, torch.Tensor)
+    assert loss.item() == pytest.approx(seen["loss"])
+
+
+def score_pairs_of_base(policy: PeftModel, rows: list[EncodedPair]) -> torch.Tensor:
+    with reference(policy):
+        return score_pairs(policy, rows)
+
+
+def test_checkpointed_activations_change_no_bit(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    _, plain = fit(base, quick(), anchored)
+    _, again = fit(base, quick(gradient_checkpointing=True), anchored)
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_the_model_is_callable_as_before_once_it_is_trained(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    config = quick(num_train_epochs=1)
+    with trainable(base, config) as policy:
+        BAPOTrainer(policy, config, anchored).train()
+        assert policy(input_ids=torch.tensor([anchored[0].prompt])).logits.shape[-1] == 320
 
 
 def test_pairs_without_base_answers_are_refused_where_there_is_an_anchor(

@@ -1,0 +1,65 @@
+"""A file of computed things by key, shared by every run on a machine.
+
+Owns one append-only JSONL file: a line once written is never changed, so a reader and
+several writers need no lock, and a line that a killed process left half-written is passed
+over and its value made again. Refuses to know what the values are.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+"""What JSON can hold, under names; `key` is the cache's own."""
+
+
+class JsonlCache:
+    """Records by key, in memory and, line by line, on disk. Floats come back bit for bit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records: dict[str, Record] = {}
+        self._torn = False
+        if path.is_file():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str) -> Record | None:
+        """The record kept under `key`, if there is one."""
+        return self._records.get(key)
+
+    def add(self, records: Mapping[str, Record]) -> None:
+        """Keep records, on disk and then in memory, before anything is made of them."""
+        lines = [json.dumps({"key": key, **record}) for key, record in records.items()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A torn last line gets its line break now, or it would swallow our first one.
+        text = ("\n" if self._torn else "") + "".join(line + "\n" for line in lines)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.encode())
+            os.fsync(file.fileno())
+        self._torn = False
+        self._records.update(records)
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        self._torn = bool(content) and not content.endswith(b"\n")
+        for number, line in enumerate(content.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._records[record.pop("key")] = record
+            except (ValueError, KeyError, TypeError, AttributeError):
+                logger.warning("%s:%d is not readable and is passed over", self.path, number)
+
+
+def default_cache() -> Path:
+    """Where base answers are kept when nothing else is said; one file for all models."""
+    return Path(user_cache_path("bapo")) / "base-answers.jsonl"
