@@ -20,6 +20,7 @@ from typer.main import get_command
 VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("server.cli", "serve", "Serve one base model with every user's adapter."),
     "train": ("training.cli", "train", "Learn one adapter from preference pairs with BAPO."),
+    "fleet": ("training.fleet_cli", "fleet", "Many users' adapters in one process."),
     "eval": ("training.cli", "evaluate", "Is an adapter good, and what did it forget?"),
     "anchors": ("training.cli", "anchors", "Fill the cache of the base model's own answers."),
     "adapters": ("adapters.cli", "adapters_app", "Check, publish, list, activate, roll back."),

@@ -23,7 +23,9 @@ class RemoteRegistry:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
 
-    def publish(self, adapter_id: str, folder: Path, *, activate: bool) -> Any:
+    def publish(
+        self, adapter_id: str, folder: Path, *, activate: bool, idempotency_key: str | None = None
+    ) -> Any:
         missing = [f"{name} is missing" for name in SERVED_FILES if not (folder / name).is_file()]
         if missing:
             raise InvalidAdapter(missing)
@@ -35,7 +37,8 @@ class RemoteRegistry:
             }
             form = {"activate": str(activate).lower()}
             path = f"/admin/adapters/{adapter_id}/versions"
-            return self._call("POST", path, files=parts, data=form)
+            once = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+            return self._call("POST", path, files=parts, data=form, headers=once)
 
     def list_adapters(self) -> Any:
         return self._call("GET", "/admin/adapters")["data"]
@@ -68,10 +71,13 @@ class RemoteRegistry:
     def create_key(self, user_id: str, role: str) -> Any:
         return self._call("POST", f"/admin/users/{user_id}/keys", json={"role": role})
 
-    def _call(self, method: str, path: str, **options: Any) -> Any:
+    def _call(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> Any:
+        sent = {**self._headers, **(headers or {})}
         try:
             answer = httpx.request(
-                method, self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS, **options
+                method, self._url + path, headers=sent, timeout=UPLOAD_SECONDS, **options
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise AdapterError(f"No server answers at {self._url}: {error}.") from error

@@ -10,10 +10,9 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
-from training.cache import JsonlCache, Record, default_cache
+from training.cache import JsonlCache, Record, default_cache, open_cache
 from training.config import BAPOConfig
 from training.encoding import Tokens, stop_tokens
 from training.generation import Completion, complete
@@ -86,7 +85,7 @@ def known_answers(
 
 
 def _cache(config: BAPOConfig) -> JsonlCache:
-    return JsonlCache(Path(config.anchor_cache) if config.anchor_cache else default_cache())
+    return open_cache(config.anchor_cache or default_cache())
 
 
 def _keys(base: ResidentBase, prompts: Sequence[Tokens], config: BAPOConfig) -> list[list[str]]:

@@ -5,6 +5,7 @@ several writers need no lock, and a line that a killed process left half-written
 over and its value made again. Refuses to know what the values are.
 """
 
+import functools
 import json
 import logging
 import os
@@ -26,9 +27,11 @@ class JsonlCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: dict[str, Record] = {}
+        self._read_to = 0
+        """Bytes of the file that are in memory; whole lines only."""
+        self._lines = 0
         self._torn = False
-        if path.is_file():
-            self._read()
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -49,15 +52,41 @@ class JsonlCache:
         self._torn = False
         self._records.update(records)
 
-    def _read(self) -> None:
-        content = self.path.read_bytes()
-        self._torn = bool(content) and not content.endswith(b"\n")
-        for number, line in enumerate(content.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                self._records[record.pop("key")] = record
-            except (ValueError, KeyError, TypeError, AttributeError):
-                logger.warning("%s:%d is not readable and is passed over", self.path, number)
+    def refresh(self) -> None:
+        """Read what was written since, by whomever; the whole file where it became shorter."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size < self._read_to:
+            self._records.clear()
+            self._read_to = self._lines = 0
+        if size == self._read_to:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            for line in file:
+                self._lines += 1
+                self._keep(line)
+                self._torn = not line.endswith(b"\n")
+                self._read_to += 0 if self._torn else len(line)
+            self._lines -= self._torn  # it is read again once it is whole
+
+    def _keep(self, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            self._records[record.pop("key")] = record
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s:%d is not readable and is passed over", self.path, self._lines)
+
+
+@functools.cache
+def _of_this_process(path: Path) -> JsonlCache:
+    return JsonlCache(path)
+
+
+def open_cache(path: str | Path) -> JsonlCache:
+    """The cache in a file, up to date; a process keeps each one open, a fleet reads it once."""
+    cache = _of_this_process(Path(path).absolute())
+    cache.refresh()
+    return cache
 
 
 def default_cache() -> Path:

@@ -81,7 +81,7 @@ def _train(
     given = locals().items()
     flags = {k: v for k, v in given if v is not None and k not in NO_SETTINGS}
     with spoken_errors():
-        file, settings = _file_and_settings(words or [])
+        file, settings = file_and_settings(words or [])
         from training.config import experiment, read_settings
 
         run = experiment((read_settings(file) if file else {}) | flags | settings)
@@ -198,7 +198,7 @@ def _fail(sentence: str, *, code: int = 1) -> None:
     raise typer.Exit(code)
 
 
-def _file_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
+def file_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
     """Tell the experiment file from `--name value` and `--name=value` settings."""
     file: str | None = None
     settings: dict[str, Any] = {}

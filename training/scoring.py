@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.batching import by_length, collate, on_device
-from training.cache import JsonlCache
+from training.cache import open_cache
 from training.encoding import EncodedPair
 from training.logprobs import causal_lm, evaluating, sequence_logprobs
 from training.model import ResidentBase, reference
@@ -77,7 +77,7 @@ def with_cached_reference(
     Known are the pairs of an earlier run on the same base in the same precision, its
     anchors and all: a sweep over methods and settings reads them once.
     """
-    cache = JsonlCache(cache_file)
+    cache = open_cache(cache_file)
     keys = [_key(base, pair, bf16) for pair in pairs]
     width = len(pairs[0].branches) if pairs else 0
 

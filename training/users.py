@@ -46,7 +46,21 @@ class UserData:
     problem: str | None = None
 
 
-def users_of(source: str | Path) -> Iterator[UserData]:
+@dataclass(frozen=True)
+class Users:
+    """Users to walk over once, and how many they are."""
+
+    count: int
+    each: Iterator[UserData]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[UserData]:
+        return self.each
+
+
+def users_of(source: str | Path) -> Users:
     """Every user of a folder, or of a file with a `user_id` column, in the order of their names.
 
     Raises DataError, one sentence, before the first user: where there is nothing, and where a
@@ -56,15 +70,15 @@ def users_of(source: str | Path) -> Iterator[UserData]:
     path = Path(source)
     if path.is_dir():
         files = _files_by_user(path)
-        return _each(files, lambda user: _pairs_of_files(files[user]))
+        return Users(len(files), _each(files, lambda user: _pairs_of_files(files[user])))
     refuse_missing(path)
     if is_parquet(path):
         rows = _rows_by_user(path)
         _refuse_empty(path, rows)
-        return _users_of_parquet(path, rows)
+        return Users(len(rows), _users_of_parquet(path, rows))
     lines = _lines_by_user(path)
     _refuse_empty(path, lines)
-    return _users_of_jsonl(path, lines)
+    return Users(len(lines), _users_of_jsonl(path, lines))
 
 
 def _each(users: Collection[str], pairs_of: PairsOf) -> Iterator[UserData]:

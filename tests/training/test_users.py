@@ -125,9 +125,9 @@ def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
     for name in ("anne", "ben"):
         write(tmp_path / f"{name}.jsonl", record(1))
     users = users_of(tmp_path)
-    assert next(users).user == "anne"
+    assert next(users.each).user == "anne"
     (tmp_path / "ben.jsonl").write_text("not JSON")
-    assert "not JSON" in str(next(users).problem)
+    assert "not JSON" in str(next(users.each).problem)
 
 
 @pytest.mark.parametrize("name", ["all.jsonl", "all.parquet"])
@@ -207,7 +207,7 @@ def test_no_copy_of_the_parquet_file_is_left_behind(
     path = write(tmp_path / "all.parquet", *(record(n, user_id=f"u{n}") for n in range(3)))
     users = users_of(path)
     assert list(scratch.iterdir()) == []
-    next(users)
+    next(users.each)
     assert len(list(scratch.iterdir())) == 1
     if ended:
         assert len(list(users)) == 2

@@ -1,0 +1,192 @@
+"""The fleet: every user gets his own adapter, nobody another's, and nothing is done twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from adapters.artifact import ADAPTER_FILES
+from adapters.registry import open_registry
+from training.config import BAPOConfig
+from training.data import PreferencePair, save_pairs
+from training.fleet import Outcome, train_fleet
+from training.fleet_cli import fleet
+from training.model import ResidentBase
+from training.run import train_adapter
+from training.users import users_of
+
+Quick = Callable[..., BAPOConfig]
+WEIGHTS = ADAPTER_FILES[1]
+
+
+def pairs_of(number: int) -> list[PreferencePair]:
+    subjects = ["rain", "tea", "foxes"]
+    return [PreferencePair(f"What is {s}?", f"Ha! {number} {s}!", f"It is {s}.") for s in subjects]
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Four users, one of whom has a broken line and one a pair that is too long."""
+    folder = tmp_path / "people"
+    folder.mkdir()
+    for number, name in enumerate(["ann", "ben", "eve"]):
+        save_pairs(pairs_of(number), folder / f"{name}.jsonl")
+    (folder / "cat.jsonl").write_text('{"prompt": "x", "chosen": "y"\n')
+    save_pairs([PreferencePair("Why? " * 60, "Because.", "No.")], folder / "dan.jsonl")
+    return folder
+
+
+def run(base: ResidentBase, people: Path, out: Path, config: BAPOConfig) -> dict[str, Outcome]:
+    return {o.user: o for o in train_fleet(base, users_of(people), out, config)}
+
+
+def test_everyone_gets_the_adapter_that_he_would_get_alone(
+    base: ResidentBase, people: Path, tmp_path: Path, quick: Quick
+) -> None:
+    config = quick()
+    found = run(base, people, tmp_path / "out", config)
+    assert {user: outcome.status for user, outcome in found.items()} == {
+        "ann": "trained",
+        "ben": "trained",
+        "cat": "failed",
+        "dan": "failed",
+        "eve": "trained",
+    }
+    assert "cat.jsonl:1: not JSON" in str(found["cat"].problem)
+    assert "the model reads 256" in str(found["dan"].problem)
+    for number, name in enumerate(["ann", "ben", "eve"]):
+        alone = train_adapter(base, pairs_of(number), tmp_path / "alone" / name, config)
+        made = (tmp_path / "out" / name / WEIGHTS).read_bytes()
+        assert made == (alone.out / WEIGHTS).read_bytes()
+    # The three share their prompts, and so their base answers.
+    assert len((tmp_path / "base-answers.jsonl").read_text().splitlines()) <= 4
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "ann",
+        "ben",
+        "eve",
+        "fleet.jsonl",
+    ]
+
+
+def test_again_only_what_is_new_is_trained(
+    base: ResidentBase, people: Path, tmp_path: Path, quick: Quick
+) -> None:
+    config = quick()
+    run(base, people, tmp_path / "out", config)
+    before = (tmp_path / "out" / "ann" / WEIGHTS).stat().st_mtime_ns
+    save_pairs(pairs_of(7), people / "ben.jsonl")
+    save_pairs(pairs_of(8), people / "cat.jsonl")
+    again = run(base, people, tmp_path / "out", config)
+    assert [again[u].status for u in ("ann", "ben", "cat", "eve")] == [
+        "kept",
+        "trained",
+        "trained",
+        "kept",
+    ]
+    assert (tmp_path / "out" / "ann" / WEIGHTS).stat().st_mtime_ns == before
+    other = run(base, people, tmp_path / "out", quick(beta=0.2))
+    assert other["ann"].status == "trained"
+
+
+def test_shards_part_the_users_and_miss_nobody(
+    base: ResidentBase, people: Path, tmp_path: Path, quick: Quick
+) -> None:
+    seen = [
+        outcome.user
+        for part in range(3)
+        for outcome in train_fleet(
+            base, users_of(people), tmp_path / "out", quick(), shard=(part, 3)
+        )
+    ]
+    assert sorted(seen) == ["ann", "ben", "cat", "dan", "eve"]
+
+
+def test_a_users_folder_that_is_not_the_fleets_is_left_alone(
+    base: ResidentBase, people: Path, tmp_path: Path, quick: Quick
+) -> None:
+    (tmp_path / "out" / "ann").mkdir(parents=True)
+    (tmp_path / "out" / "ann" / "mine.txt").write_text("dear to me")
+    found = run(base, people, tmp_path / "out", quick())
+    assert "is not empty" in str(found["ann"].problem)
+    assert (tmp_path / "out" / "ann" / "mine.txt").exists()
+
+
+def arguments(base: Path, people: Path, work: Path) -> list[str]:
+    settings = {
+        "model": base,
+        "data": people,
+        "out": work / "out",
+        "registry": work / "data",
+        "anchor-cache": work / "answers.jsonl",
+        "anchor-max-new-tokens": 12,
+        "learning-rate": 5e-3,
+        "num-train-epochs": 2,
+        "bf16": "false",
+        "use-cpu": "true",
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def test_the_verb_publishes_and_says_who_failed(
+    base_folder: Path, people: Path, tmp_path: Path
+) -> None:
+    told = CliRunner().invoke(fleet, arguments(base_folder, people, tmp_path))
+    assert told.exit_code == 1
+    assert "3 trained" in told.stdout
+    assert "0 were finished before, 2 failed" in told.stdout
+    assert "not JSON" in told.stdout
+    again = CliRunner().invoke(fleet, [*arguments(base_folder, people, tmp_path), "--json"])
+    outcomes = [json.loads(line) for line in again.stdout.splitlines()]
+    assert [(o["user"], o["status"], o["version"]) for o in outcomes if o["version"]] == [
+        ("ann", "kept", 1),
+        ("ben", "kept", 1),
+        ("eve", "kept", 1),
+    ]
+    registry = open_registry(tmp_path / "data")
+    assert [row["active_version"] for row in registry.list_adapters()] == [1, 1, 1]
+    registry.close()
+
+
+@pytest.mark.parametrize("wrong", ["0/2", "3/2", "x", "1"])
+def test_a_wrong_shard_is_one_sentence(base_folder: Path, people: Path, wrong: str) -> None:
+    line = ["--model", str(base_folder), "--data", str(people), "--out", "x", "--shard", wrong]
+    told = CliRunner().invoke(fleet, line)
+    assert told.exit_code == 1
+    assert "--shard must be like 2/4" in told.stderr
+
+
+def test_a_killed_fleet_goes_on_without_repeating_anyone(
+    base_folder: Path, people: Path, tmp_path: Path
+) -> None:
+    for number in range(20):
+        save_pairs(pairs_of(number), people / f"user-{number}.jsonl")
+    words = arguments(base_folder, people, tmp_path)
+    command = [sys.executable, "-c", "from training.fleet_cli import fleet; fleet()", *words]
+    journal = tmp_path / "out" / "fleet.jsonl"
+    with subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and running.poll() is None:
+            if journal.exists() and len(journal.read_text().splitlines()) >= 4:
+                break
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+    finished = {
+        folder.name: (folder / WEIGHTS).stat().st_mtime_ns
+        for folder in (tmp_path / "out").iterdir()
+        if (folder / WEIGHTS).exists() and not folder.name.startswith(".")
+    }
+    assert 2 <= len(finished) < 23
+    told = CliRunner().invoke(fleet, [*words, "--json"])
+    outcomes = [json.loads(line) for line in told.stdout.splitlines()]
+    assert len(outcomes) == 25
+    assert {o["user"] for o in outcomes if o["status"] == "kept"} == set(finished)
+    assert {o["version"] for o in outcomes if o["status"] != "failed"} == {1}
+    for name, written in finished.items():
+        assert (tmp_path / "out" / name / WEIGHTS).stat().st_mtime_ns == written

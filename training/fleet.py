@@ -1,0 +1,157 @@
+"""Many users' adapters in one process, on one base that stays in memory.
+
+Owns who is trained, who is passed over and who has failed, and that a killed fleet goes on
+where it was: a user is finished when his folder says that it was made from these pairs, on
+this base, with these settings. Refuses how one adapter is trained; `run` does that. What
+one user's data does wrong is that user's failure; what the machine does wrong (a full disk)
+ends the fleet.
+
+Users come in companies: their base answers are made together, in full batches, before the
+first of them is trained. Their adapters are trained one after the other. Stacking several
+in one forward was left: the base's products dominate a step, and packed rows fill them.
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from adapters.artifact import artifact_digest, read_manifest
+from adapters.errors import AdapterError
+from training.anchors import base_answers
+from training.config import BAPOConfig
+from training.data import PreferencePair, pairs_digest
+from training.encoding import EncodedPair, encode_pairs
+from training.errors import DataError, Stopped, TrainingError
+from training.model import ResidentBase
+from training.progress import Tick, bar, silent
+from training.run import train_adapter
+from training.users import UserData, Users
+
+COMPANY = 64
+"""Users whose base answers are made together."""
+
+JOURNAL = "fleet.jsonl"
+
+Status = Literal["trained", "kept", "failed"]
+
+Publish = Callable[[str, Path, str], int]
+"""Publish the adapter in a folder under a name; the key makes it once only. The version."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one user; `problem` is one sentence, and None where there is none."""
+
+    user: str
+    status: Status
+    pairs: int
+    seconds: float
+    accuracy: float | None = None
+    version: int | None = None
+    problem: str | None = None
+
+
+def train_fleet(
+    base: ResidentBase,
+    users: Users,
+    out: Path,
+    config: BAPOConfig,
+    *,
+    publish: Publish | None = None,
+    shard: tuple[int, int] = (0, 1),
+    tick: Tick = silent,
+) -> Iterator[Outcome]:
+    """Train `out/<user>` for every user, and tell what became of each as it is known.
+
+    `shard` (i, n) takes the i-th of n parts of the users, for several fleets on one `out`.
+    Raises Stopped after a SIGINT or SIGTERM, OSError where the disk fails; the same call
+    goes on from there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    mine = (user for user in users if zlib.crc32(user.user.encode()) % shard[1] == shard[0])
+    while company := list(islice(mine, COMPANY)):
+        waiting = [
+            user for user in company if not user.problem and not _finished(base, user, out, config)
+        ]
+        _answer_together(base, waiting, config)
+        for user in company:
+            outcome = _one(base, user, out, config, user in waiting, publish)
+            with (out / JOURNAL).open("a", encoding="utf-8") as journal:
+                journal.write(json.dumps(asdict(outcome)) + "\n")
+            tick(1)
+            yield outcome
+
+
+def _one(
+    base: ResidentBase,
+    user: UserData,
+    out: Path,
+    config: BAPOConfig,
+    to_train: bool,
+    publish: Publish | None,
+) -> Outcome:
+    began = time.perf_counter()
+
+    def outcome(status: Status, problem: str | None = None, version: int | None = None) -> Outcome:
+        manifest = None if status == "failed" else read_manifest(out / user.user)
+        accuracy = manifest.metrics.get("train/rewards/accuracies") if manifest else None
+        seconds = time.perf_counter() - began
+        return Outcome(user.user, status, len(user.pairs), seconds, accuracy, version, problem)
+
+    if user.problem:
+        return outcome("failed", user.problem)
+    folder = out / user.user
+    try:
+        if to_train:
+            replaceable = read_manifest(folder) is not None
+            train_adapter(base, user.pairs, folder, config, overwrite=replaceable, resume=True)
+        version = publish(user.user, folder, artifact_digest(folder)) if publish else None
+    except Stopped:
+        raise
+    except (TrainingError, AdapterError) as error:
+        return outcome("failed", str(error))
+    return outcome("trained" if to_train else "kept", version=version)
+
+
+def _finished(base: ResidentBase, user: UserData, out: Path, config: BAPOConfig) -> bool:
+    """Whether the user's folder holds the adapter that this training would make."""
+    try:
+        manifest = read_manifest(out / user.user)
+    except AdapterError:
+        return False
+    if manifest is None:
+        return False
+    made = (manifest.base.fingerprint, manifest.data.get("sha256"), manifest.hyperparameters)
+    wanted = json.loads(json.dumps(config.hyperparameters()))
+    return made == (base.info.fingerprint, _sha256(user.pairs), wanted)
+
+
+def _answer_together(base: ResidentBase, users: Sequence[UserData], config: BAPOConfig) -> None:
+    """Put the base answers of all these users into the cache."""
+    if not config.anchored:
+        return
+    prompts = dict.fromkeys(pair.prompt for user in users for pair in _encoded(base, user, config))
+    with bar("base answers" if prompts else None, transient=True) as show:
+        base_answers(base, list(prompts), config, on_progress=show)
+
+
+def _encoded(base: ResidentBase, user: UserData, config: BAPOConfig) -> list[EncodedPair]:
+    """The user's pairs; none where they cannot be encoded, which his own training will say."""
+    try:
+        return encode_pairs(
+            base.tokenizer,
+            user.pairs,
+            max_prompt_length=config.max_prompt_length,
+            max_completion_length=config.max_completion_length,
+        )
+    except DataError:
+        return []
+
+
+def _sha256(pairs: Sequence[PreferencePair]) -> str:
+    return pairs_digest(pairs).removeprefix("sha256:")

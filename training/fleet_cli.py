@@ -1,0 +1,148 @@
+"""The verb `bapo fleet`: many users, one process, one base in memory.
+
+Owns its flags, the live bar over users and the summary. Refuses work: `fleet.py` does it.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from training.cli import MORE_SETTINGS, file_and_settings, spoken_errors
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.fleet import Outcome, Publish
+    from training.model import ResidentBase
+
+fleet = typer.Typer(add_completion=False)
+
+SHOWN_FAILURES = 50
+
+
+@fleet.command(context_settings=MORE_SETTINGS)
+def _fleet(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml] [--SETTING VALUE]...",
+            help="An experiment file, and any setting of `bapo train`.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: a folder or a Hub name.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A folder of <user>.jsonl or .parquet, or one file with user_id."),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="Folder; each user's adapter goes below.")] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(envvar="BAPO_SERVER", help="Publish to this running server, and activate."),
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="BAPO_KEY", help="Admin key of that server.")
+    ] = None,
+    registry: Annotated[
+        Path | None, typer.Option(help="Publish to the registry in this data folder, and activate.")
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="i/n: only the i-th of n parts of the users, from 1.")
+    ] = "1/1",
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a user.")] = False,
+) -> None:
+    """Train many users' adapters on one base, each published as it is finished.
+
+    Run it again after a stop, a kill or new data: finished users are passed over, the
+    others go on. One user's bad data fails that user; the summary says why, and the exit
+    code is 1.
+
+    bapo fleet --model models/pocket --data examples/preferences --out runs/fleet
+    """
+    with spoken_errors():
+        file, settings = file_and_settings(words or [])
+        from training.config import experiment, read_settings
+        from training.fleet import train_fleet
+        from training.model import load_base
+        from training.progress import counting
+        from training.users import users_of
+
+        flags = {k: v for k, v in (("model", model), ("data", data), ("out", out)) if v}
+        run = experiment((read_settings(file) if file else {}) | flags | settings)
+        part = _part(shard)
+        users = users_of(run.data)
+        base = load_base(run.model, cpu=run.config.use_cpu, four_bit=run.config.load_in_4bit)
+        publish = _publisher(base, server, key, registry)
+        began = time.perf_counter()
+        outcomes = []
+        with counting(f"users of {Path(run.data).name}", len(users) // part[1]) as tick:
+            for outcome in train_fleet(
+                base, users, Path(run.out), run.config, publish=publish, shard=part, tick=tick
+            ):
+                outcomes.append(outcome)
+                if as_json:
+                    print(json.dumps(asdict(outcome)), flush=True)
+        if not as_json:
+            _show(outcomes, time.perf_counter() - began)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _publisher(
+    base: "ResidentBase", server: str | None, key: str | None, data_dir: Path | None
+) -> "Publish | None":
+    if server and data_dir:
+        raise ConfigError("Give --server or --registry, not both.")
+    if server:
+        from adapters.remote import RemoteRegistry
+
+        if not key:
+            raise ConfigError("--server needs --key, or BAPO_KEY.")
+        remote = RemoteRegistry(server, key)
+
+        def over_http(name: str, folder: Path, once: str) -> int:
+            return int(remote.publish(name, folder, activate=True, idempotency_key=once)["version"])
+
+        return over_http
+    if data_dir:
+        from adapters.registry import open_registry
+
+        registry = open_registry(data_dir)
+
+        def here(name: str, folder: Path, once: str) -> int:
+            made = registry.publish(
+                name, folder, base=base.info, activate=True, idempotency_key=once, actor="fleet"
+            )
+            return made.version
+
+        return here
+    return None
+
+
+def _part(shard: str) -> tuple[int, int]:
+    number, slash, parts = shard.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise ConfigError(f"--shard must be like 2/4, not {shard!r}.")
+    return int(number) - 1, int(parts)
+
+
+def _show(outcomes: Sequence["Outcome"], seconds: float) -> None:
+    console = Console()
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        table = Table("user", "why it failed", title=f"{len(failed)} failed")
+        for outcome in failed[:SHOWN_FAILURES]:
+            table.add_row(repr(outcome.user)[1:-1], outcome.problem)
+        console.print(table)
+    trained = sum(outcome.status == "trained" for outcome in outcomes)
+    kept = sum(outcome.status == "kept" for outcome in outcomes)
+    pace = f", {60 * trained / seconds:.1f} a minute" if trained else ""
+    console.print(
+        f"{trained} trained{pace}, {kept} were finished before, {len(failed)} failed.",
+        soft_wrap=True,
+    )
