@@ -102,6 +102,8 @@ def _train(
             resume=resume,
             label=Path(run.out).name,
         )
+        if run.config.process_index > 0:
+            return
         metrics = result.metrics
         Console().print(
             f"{result.out}: {result.manifest.data['pairs']} pairs,"

@@ -117,6 +117,8 @@ def reference(model: torch.nn.Module) -> Iterator[None]:
 
 def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs to quantise while loading. Raises ModelError."""
+    if device.type == "cpu":  # bitsandbytes has no gradient through its 4-bit product there
+        raise ModelError("load_in_4bit needs a GPU; without one, leave it out.")
     if find_spec("bitsandbytes") is None:
         raise ModelError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
     quantisation = BitsAndBytesConfig(

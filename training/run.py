@@ -95,6 +95,7 @@ def train_adapter(
         raise DataError("There are no preference pairs to train on.")
     held_out = _pairs_of(eval_pairs)
     base = model if isinstance(model, ResidentBase) else _load(model, config)
+    label = label if config.process_index == 0 else None  # of several processes, one talks
     identity = run_identity(base.info, data, config)
     checkpoints = Path(str(config.output_dir))
     checkpoint = last_checkpoint(checkpoints, identity) if resume else None

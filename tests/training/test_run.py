@@ -316,19 +316,55 @@ def test_references_are_read_from_the_cache_and_change_no_bit(
     assert misled.metrics["train/rewards/chosen"] < -5
 
 
-@pytest.mark.parametrize("allocator", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_out_of_memory_says_what_to_lower(
+STARVED = """
+import resource, sys
+from pathlib import Path
+from training.config import BAPOConfig
+from training.data import PreferencePair
+from training.errors import OutOfMemory
+from training.model import load_base
+from training.run import train_adapter
+
+base, out = load_base(sys.argv[1], cpu=True), Path(sys.argv[2])
+plain = {"method": "dpo", "use_cpu": True, "bf16": False, "learning_rate": 1e-2}
+pairs = [PreferencePair(f"{n} why?", f"{n} because. " * 9, "No. " * 9) for n in range(256)]
+train_adapter(base, pairs[:2], out / "fits", BAPOConfig(**plain, warmup_steps=0))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**26, -1))
+try:
+    train_adapter(base, pairs, out / "large", BAPOConfig(**plain, per_device_train_batch_size=256))
+except OutOfMemory as error:
+    print(error)
+"""
+
+
+def test_out_of_memory_says_what_to_lower(base_folder: Path, tmp_path: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", STARVED, str(base_folder), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "lower per_device_train_batch_size (now 256;" in told.stdout, told.stderr
+    assert not (tmp_path / "large").exists()
+
+
+def test_a_gpu_out_of_memory_is_told_alike(
     base: ResidentBase,
     pairs: list[PreferencePair],
     quick: Quick,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    allocator: Exception,
 ) -> None:
     def refuse(*args: object) -> None:
-        raise allocator
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("training.trainer.sequence_logprobs", refuse)
-    with pytest.raises(OutOfMemory, match="lower per_device_train_batch_size \\(now 2"):
+    with pytest.raises(OutOfMemory, match=r"lower per_device_train_batch_size \(now 2"):
         train_adapter(base, pairs, tmp_path / "a", quick())
-    assert not (tmp_path / "a").exists()
+
+
+def test_four_bits_on_a_cpu_are_refused(base_folder: Path) -> None:
+    with pytest.raises(ModelError, match="load_in_4bit needs a GPU"):
+        load_base(base_folder, cpu=True, four_bit=True)

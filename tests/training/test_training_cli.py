@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,19 @@ def run(verb: typer.Typer, *arguments: object) -> Result:
 def data(tmp_path: Path, pairs: list[PreferencePair]) -> Path:
     save_pairs(pairs, tmp_path / "pairs.jsonl")
     return tmp_path / "pairs.jsonl"
+
+
+def test_a_dry_run_says_what_would_happen_and_does_nothing(
+    base_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    words = ["--model", base_folder, "--data", data, "--out", tmp_path / "a", "--dry-run"]
+    words += ["--anchor-cache", tmp_path / "c.jsonl", "--epochs", "2", "--batch-size", "4"]
+    told = run(train, *words, "--anchor-max-new-tokens", "12")
+    assert told.exit_code == 0, told.stderr
+    for line in ("6, with 6 prompts", "6 still to be made", "MiB", "minutes"):
+        assert line in told.stdout
+    assert re.search(r"steps +│ 4 ", told.stdout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]
 
 
 def test_train_then_eval(base_folder: Path, data: Path, tmp_path: Path) -> None:

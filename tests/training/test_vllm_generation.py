@@ -6,7 +6,7 @@ import pytest
 
 from training.anchors import base_answers
 from training.cache import JsonlCache
-from training.config import BAPOConfig
+from training.config import AnchorEngine, BAPOConfig
 from training.encoding import Tokens, encode_prompt
 from training.errors import ModelError
 from training.generation import Completion
@@ -21,7 +21,7 @@ def prompts_of(base: ResidentBase) -> list[Tokens]:
 
 
 def test_vllm_answers_as_the_model_in_memory_does(pocket: ResidentBase, tmp_path: Path) -> None:
-    def answers(engine: str) -> object:
+    def answers(engine: AnchorEngine) -> object:
         config = BAPOConfig(
             anchor_engine=engine,
             anchor_temperature=0,
@@ -53,7 +53,7 @@ def test_a_sampled_answer_depends_on_its_own_seed(pocket: ResidentBase) -> None:
 
 
 def test_a_vllm_that_does_not_start_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="vLLM did not answer .*anchor_engine: transformers"):
+    with pytest.raises(ModelError, match=r"vLLM did not answer .*anchor_engine: transformers"):
         complete_with_vllm(
             str(tmp_path),
             [(1, 2)],
