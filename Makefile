@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -39,10 +39,13 @@ format: setup ## put everything in the one format
 	ruff check --fix .
 
 bench-startup: setup ## seconds to ready against vLLM's own server, both in one run
-	HF_HUB_OFFLINE=1 python benchmarks/startup.py $(ARGS)
+	HF_HUB_OFFLINE=1 python -m benchmarks.startup $(ARGS)
+
+bench-training: setup ## training against TRL: pairs a second, memory, many users (ARGS="--parts step")
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 python -m benchmarks.training $(ARGS)
 
 soak: setup ## minutes of users, uploads and activations against a running server (ARGS=minutes)
-	HF_HUB_OFFLINE=1 python benchmarks/soak.py $(ARGS)
+	HF_HUB_OFFLINE=1 python -m benchmarks.soak $(ARGS)
 
 model: setup ## build the pocket model anew (DATA=the data folder; up to 40 minutes)
 	python models/pocket/build.py $(if $(DATA),--data $(DATA)) $(ARGS)

@@ -6,7 +6,7 @@ side runs once), `memory` (what a process of its own grows by during training) a
 `bapo fleet` against a `trl dpo` process for each user). Raw figures go to
 `benchmarks/results/training.json`, each part with its command, versions and machine.
 
-    python benchmarks/training.py --parts step,memory --rounds 5
+    make bench-training ARGS="--parts step,memory --rounds 5"
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib
 import importlib.metadata
 import json
 import os
@@ -32,23 +31,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-HERE = str(ROOT / "benchmarks")
-# A script's folder comes first on the path, where this file would hide the package `training`.
-sys.path[:] = [str(ROOT), *(place for place in sys.path if place != HERE)]
-if __name__ == "training":  # a script beside this one was looking for the package
-    del sys.modules["training"]
-    importlib.import_module("training")
-
-# Read when torch is loaded, here and in every child. Threads that wait in a loop would starve
-# whoever else is on a shared machine, and be starved; TRL's bars would tear the status line.
-os.environ.update(OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1", HF_HUB_OFFLINE="1")
-
-import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
-from transformers import (  # noqa: E402
+import torch
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     Trainer,
@@ -57,11 +44,12 @@ from transformers import (  # noqa: E402
     set_seed,
 )
 
-from training.config import BAPOConfig  # noqa: E402
-from training.data import PreferencePair, load_pairs, save_pairs  # noqa: E402
-from training.encoding import EncodedPair, Tokens  # noqa: E402
-from training.trainer import BAPOTrainer  # noqa: E402
+from training.config import BAPOConfig, bf16_pays
+from training.data import PreferencePair, load_pairs, save_pairs
+from training.encoding import EncodedPair, Tokens
+from training.trainer import BAPOTrainer
 
+ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocket"
 PREFERENCES = ROOT / "examples" / "preferences"
 RESULTS = ROOT / "benchmarks" / "results" / "training.json"
@@ -72,7 +60,6 @@ DROPPED = 3
 """Of a round's steps: the first ones find cold caches and make the optimiser."""
 LARGE_VOCABULARY = 32_000
 PAIRS_OF_A_USER = 64
-USER_LIMIT_SECONDS = 600
 
 OURS = "BAPO, ours"
 OURS_DPO = "DPO, ours"
@@ -247,8 +234,8 @@ def use_of_the_gpu(
             if weight.dim() == 2 and "embed" not in name
         )
         head = model.get_output_embeddings().weight.numel()
-        # Forward and the gradient of activations, two operations each; frozen weights have none.
-        # Attention, the adapter's own gradient and TRL's references and second head not counted.
+        # Two operations forward and two for the gradient of the activations; frozen weights have
+        # no gradient. Not counted: attention, the adapter's gradient, what a side computes twice.
         flops = 4 * (body * rows + head * answers * answer)
         median = statistics.median(speed[side])
         found[side] = {"tokens a second": rows * median, "share": flops * median / peak}
@@ -293,7 +280,7 @@ def memory(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def _grown_in_a_child(side: str, vocabulary: int, arguments: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--device", arguments.device]
+    command = [sys.executable, "-m", "benchmarks.training", "--device", arguments.device]
     command += ["--threads", str(arguments.threads), "--grow", side, str(vocabulary)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     if child.returncode:
@@ -334,7 +321,7 @@ def fleet(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
     # Both sides run on these, our defaults; ours trains BAPO and samples its base answers too.
     config = BAPOConfig(use_cpu=arguments.device == "cpu")
-    sizes: list[int] = arguments.users
+    sizes: list[int] = sorted(set(arguments.users))
     ours: dict[int, list[float]] = {size: [] for size in sizes}
     theirs: list[list[float]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -443,6 +430,7 @@ def machine(device: str, threads: int) -> dict[str, str]:
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "cores": str(os.cpu_count()),
         "threads": str(threads),
+        "bf16 pays": str(bf16_pays(cpu=device == "cpu")),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
@@ -483,7 +471,9 @@ def main() -> None:
     console = Console()
     logging.set_verbosity_error()
     for part in chosen:
-        told: dict[str, Any] = {"command": " ".join(["python", *sys.argv])}
+        told: dict[str, Any] = {
+            "command": " ".join(["python -m benchmarks.training", *sys.argv[1:]])
+        }
         told["machine"] = machine(arguments.device, arguments.threads)
         found = run[part](arguments, console)
         keep(part if arguments.device == "cpu" else f"{part} on cuda", told | found)

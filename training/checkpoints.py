@@ -82,7 +82,7 @@ class StopWhenAsked(TrainerCallback):  # type: ignore[misc]
             return
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.asked:
+            if self.asked and number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.asked = True
 

@@ -4,9 +4,11 @@ Owns its flags, the live bar over users and the summary. Refuses work: `fleet.py
 """
 
 import json
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,8 +20,12 @@ from training.cli import MORE_SETTINGS, file_and_settings, spoken_errors
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
+    from training.config import Experiment
     from training.fleet import Outcome, Publish
     from training.model import ResidentBase
+    from training.progress import Tick
+    from training.users import Users
+    from training.workers import MakePublish
 
 fleet = typer.Typer(add_completion=False)
 
@@ -54,6 +60,9 @@ def _fleet(
     shard: Annotated[
         str, typer.Option(help="i/n: only the i-th of n parts of the users, from 1.")
     ] = "1/1",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes [as many as cores and memory carry].")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON a user.")] = False,
 ) -> None:
     """Train many users' adapters on one base, each published as it is finished.
@@ -67,23 +76,34 @@ def _fleet(
     with spoken_errors():
         file, settings = file_and_settings(words or [])
         from training.config import experiment, read_settings
-        from training.fleet import train_fleet
-        from training.model import load_base
         from training.progress import counting
         from training.users import users_of
+        from training.workers import fitting_workers, train_fleet_with
 
         flags = {k: v for k, v in (("model", model), ("data", data), ("out", out)) if v}
         run = experiment((read_settings(file) if file else {}) | flags | settings)
         part = _part(shard)
         users = users_of(run.data)
-        base = load_base(run.model, cpu=run.config.use_cpu, four_bit=run.config.load_in_4bit)
-        publish = _publisher(base, server, key, registry)
+        count = workers or fitting_workers(run.model, len(users) // part[1])
+        publishing = _publishing(server, key, registry)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         began = time.perf_counter()
         outcomes = []
         with counting(f"users of {Path(run.data).name}", len(users) // part[1]) as tick:
-            for outcome in train_fleet(
-                base, users, Path(run.out), run.config, publish=publish, shard=part, tick=tick
-            ):
+            if count > 1:
+                found = train_fleet_with(
+                    count,
+                    run.model,
+                    users,
+                    Path(run.out),
+                    run.config,
+                    publishing=publishing,
+                    shard=part,
+                    tick=tick,
+                )
+            else:
+                found = _train_here(run, users, publishing, part, tick)
+            for outcome in found:
                 outcomes.append(outcome)
                 if as_json:
                     print(json.dumps(asdict(outcome)), flush=True)
@@ -93,35 +113,59 @@ def _fleet(
         raise typer.Exit(1)
 
 
-def _publisher(
-    base: "ResidentBase", server: str | None, key: str | None, data_dir: Path | None
-) -> "Publish | None":
+def _train_here(
+    run: "Experiment",
+    users: "Users",
+    publishing: "MakePublish",
+    part: tuple[int, int],
+    tick: "Tick",
+) -> "Iterator[Outcome]":
+    from training.fleet import train_fleet
+    from training.model import load_base
+
+    base = load_base(run.model, cpu=run.config.use_cpu, four_bit=run.config.load_in_4bit)
+    publish = publishing(base)
+    return train_fleet(
+        base, users, Path(run.out), run.config, publish=publish, shard=part, tick=tick
+    )
+
+
+def _publishing(server: str | None, key: str | None, data_dir: Path | None) -> "MakePublish":
     if server and data_dir:
         raise ConfigError("Give --server or --registry, not both.")
     if server:
-        from adapters.remote import RemoteRegistry
-
         if not key:
             raise ConfigError("--server needs --key, or BAPO_KEY.")
-        remote = RemoteRegistry(server, key)
+        return partial(_over_http, server, key)
+    return partial(_into_registry, data_dir) if data_dir else _nowhere
 
-        def over_http(name: str, folder: Path, once: str) -> int:
-            return int(remote.publish(name, folder, activate=True, idempotency_key=once)["version"])
 
-        return over_http
-    if data_dir:
-        from adapters.registry import open_registry
-
-        registry = open_registry(data_dir)
-
-        def here(name: str, folder: Path, once: str) -> int:
-            made = registry.publish(
-                name, folder, base=base.info, activate=True, idempotency_key=once, actor="fleet"
-            )
-            return made.version
-
-        return here
+def _nowhere(base: "ResidentBase") -> None:
     return None
+
+
+def _over_http(server: str, key: str, base: "ResidentBase") -> "Publish":
+    from adapters.remote import RemoteRegistry
+
+    remote = RemoteRegistry(server, key)
+
+    def publish(name: str, folder: Path, once: str) -> int:
+        return int(remote.publish(name, folder, activate=True, idempotency_key=once)["version"])
+
+    return publish
+
+
+def _into_registry(data_dir: Path, base: "ResidentBase") -> "Publish":
+    from adapters.registry import open_registry
+
+    registry = open_registry(data_dir)
+
+    def publish(name: str, folder: Path, once: str) -> int:
+        return registry.publish(
+            name, folder, base=base.info, activate=True, idempotency_key=once, actor="fleet"
+        ).version
+
+    return publish
 
 
 def _part(shard: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ it is more than half of a small model's step.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,14 @@ from torch.utils.checkpoint import checkpoint
 
 from training.batching import PROMPT, PackedRows
 from training.errors import ModelError
+from training.fused import is_frozen_linear, target_logprobs
 from training.losses import token_kl
 from training.model import reference
 
 LOGITS_AT_ONCE = 2**26
 """Logits (tokens · vocabulary) held at a time; beyond, the head runs in slices."""
+LOGITS_IN_CACHE = 2**22
+"""The same for a frozen head, whose slices cost nothing: as many as stay near the cores."""
 
 
 def sequence_logprobs(model: nn.Module, batch: PackedRows) -> Tensor:
@@ -86,9 +90,13 @@ def token_logprobs(
 ) -> Tensor:
     """log softmax(head(hidden))[target], (N,) float32, from hidden (N, H) and targets (N,).
 
-    Beyond `logits_at_once` the head runs in slices that backward computes again, so that
-    peak memory does not grow with the number of tokens.
+    No more than `logits_at_once` logits are ever held, so that peak memory does not grow with
+    the number of tokens: a frozen head's gradient is made with them, for another one backward
+    computes them again.
     """
+    if is_frozen_linear(head):
+        at_once = max(1, min(logits_at_once, LOGITS_IN_CACHE) // head.weight.shape[0])
+        return target_logprobs(hidden, targets, cast(nn.Linear, head), at_once)
     return _in_slices(_score, hidden, targets, head, logits_at_once)
 
 

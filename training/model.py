@@ -23,6 +23,7 @@ from transformers.utils import logging as hf_logging
 from adapters.base import BaseModelInfo, describe_base
 from training.config import BAPOConfig, bf16_pays
 from training.errors import ModelError
+from training.fused import fuse_lora
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def trainable(base: ResidentBase, config: BAPOConfig) -> Iterator[PeftModel]:
         model = get_peft_model(base.model, lora)
     except ValueError as error:
         raise ModelError(f"No adapter can be put on this model: {_sentence(error)}") from error
+    fuse_lora(model)
     with _unloading(base, model):
         yield model
 

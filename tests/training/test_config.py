@@ -77,3 +77,12 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path: Path, text: str, said
         read_settings(path)
     with pytest.raises(ConfigError, match="There is no experiment file"):
         read_settings(tmp_path / "none.yaml")
+
+
+def test_the_docs_list_every_setting_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    own = {f.name: f for f in fields(BAPOConfig) if "help" in f.metadata}
+    assert set(BAPOConfig.__annotations__) & set(own) == set(BAPOConfig.__annotations__)
+    for name in BAPOConfig.__annotations__:
+        default = "" if own[name].default is None else f"`{own[name].default}`"
+        assert f"| `{name}` | {default} | {own[name].metadata['help']} |" in page

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -118,7 +119,7 @@ def test_a_users_folder_that_is_not_the_fleets_is_left_alone(
     assert (tmp_path / "out" / "ann" / "mine.txt").exists()
 
 
-def arguments(base: Path, people: Path, work: Path) -> list[str]:
+def arguments(base: Path, people: Path, work: Path, workers: int = 1) -> list[str]:
     settings = {
         "model": base,
         "data": people,
@@ -130,6 +131,7 @@ def arguments(base: Path, people: Path, work: Path) -> list[str]:
         "num-train-epochs": 2,
         "bf16": "false",
         "use-cpu": "true",
+        "workers": workers,
     }
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -162,21 +164,38 @@ def test_a_wrong_shard_is_one_sentence(base_folder: Path, people: Path, wrong: s
     assert "--shard must be like 2/4" in told.stderr
 
 
-def test_a_killed_fleet_goes_on_without_repeating_anyone(
-    base_folder: Path, people: Path, tmp_path: Path
+def start(words: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from training.fleet_cli import fleet; fleet()", *words]
+    return subprocess.Popen(
+        command, env=os.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_ended_fleet_goes_on_without_repeating_anyone(
+    base_folder: Path, people: Path, tmp_path: Path, how: signal.Signals, workers: int
 ) -> None:
     for number in range(20):
         save_pairs(pairs_of(number), people / f"user-{number}.jsonl")
-    words = arguments(base_folder, people, tmp_path)
-    command = [sys.executable, "-c", "from training.fleet_cli import fleet; fleet()", *words]
+    words = arguments(base_folder, people, tmp_path, workers)
     journal = tmp_path / "out" / "fleet.jsonl"
-    with subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL) as running:
+    with start(words) as running:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and running.poll() is None:
             if journal.exists() and len(journal.read_text().splitlines()) >= 4:
                 break
             time.sleep(0.02)
-        running.send_signal(signal.SIGKILL)
+        running.send_signal(how)
+        _, stderr = running.communicate(timeout=60)
+    if how != signal.SIGKILL:
+        assert running.returncode == 130
+        assert "Traceback" not in stderr
+    deadline = time.monotonic() + 30
+    while members(running.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not members(running.pid)
+
     finished = {
         folder.name: (folder / WEIGHTS).stat().st_mtime_ns
         for folder in (tmp_path / "out").iterdir()
@@ -190,3 +209,15 @@ def test_a_killed_fleet_goes_on_without_repeating_anyone(
     assert {o["version"] for o in outcomes if o["status"] != "failed"} == {1}
     for name, written in finished.items():
         assert (tmp_path / "out" / name / WEIGHTS).stat().st_mtime_ns == written
+
+
+def members(session: int) -> list[int]:
+    """The living processes of a session, which are whatever the fleet started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return found

@@ -1,0 +1,141 @@
+"""A fleet in several processes, each with the base in memory and a company of users at a time.
+
+Owns the processes: how many fit, how they start (from Python's forkserver, which imports
+once for all of them), and that they end with the one that started them. Refuses the
+training, which is `fleet`'s. A small model does not keep two cores busy with one user: two
+processes of one thread each are faster than one of two.
+"""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+
+import psutil
+import torch
+
+from training.config import BAPOConfig
+from training.errors import Stopped, TrainingError
+from training.fleet import COMPANY, Outcome, Publish, keep, of_shard, train_company
+from training.model import ResidentBase, load_base
+from training.progress import Tick, silent
+from training.users import UserData, Users
+
+ROOM_A_WORKER = 2**30
+"""Bytes that a process takes beside its model: interpreter, torch, activations."""
+BYTES_A_BYTE = 4
+"""Memory for each byte of weights on disk: bf16 there, float32 here, as much again in use."""
+COMPANIES_A_WORKER = 4
+"""At least, where there are users enough, so that none waits long for the last."""
+
+MakePublish = Callable[[ResidentBase], Publish | None]
+
+
+def fitting_workers(model: str, users: int) -> int:
+    """How many processes this machine's cores and free memory carry; one where there is a GPU."""
+    weights = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    if torch.accelerator.is_available() or not weights:
+        return 1
+    carried = psutil.virtual_memory().available // (ROOM_A_WORKER + BYTES_A_BYTE * weights)
+    return max(1, min(_cores(), int(carried), users))
+
+
+def train_fleet_with(
+    count: int,
+    model: str,
+    users: Users,
+    out: Path,
+    config: BAPOConfig,
+    *,
+    publishing: MakePublish,
+    shard: tuple[int, int] = (0, 1),
+    tick: Tick = silent,
+) -> Iterator[Outcome]:
+    """`train_fleet` in `count` processes; what becomes of each user, as it is known.
+
+    `publishing` makes each process its way to publish, and can be pickled. Raises Stopped
+    after Ctrl-C, once every process has ended in order, and TrainingError where one died;
+    the same call goes on from there.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    size = max(1, min(COMPANY, len(users) // (COMPANIES_A_WORKER * count)))
+    mine = of_shard(users, shard)
+    _start_importing(max(1, _cores() // count))
+    pool = ProcessPoolExecutor(
+        count,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=_become_worker,
+        initargs=(model, config, publishing),
+    )
+    running: set[Future[list[Outcome]]] = set()
+    try:
+        while True:
+            while len(running) < 2 * count and (company := list(islice(mine, size))):
+                running.add(pool.submit(_train_company, company, out, config))
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                for outcome in future.result():
+                    keep(outcome, out)
+                    tick(1)
+                    yield outcome
+    except (KeyboardInterrupt, Stopped) as error:
+        for worker in multiprocessing.active_children():
+            worker.terminate()  # ends an idle one, and asks a busy one to stop after its step
+        raise Stopped("The fleet was stopped; run it again to go on.") from error
+    except BrokenProcessPool as error:
+        raise TrainingError("A worker was killed; run the fleet again to go on.") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: tuple[ResidentBase, Publish | None]
+"""What a worker process has in memory; set as it starts."""
+
+
+def _start_importing(threads: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    forkserver.set_forkserver_preload(["training.workers"])
+    # Ctrl-C in the middle of imports would show; the workers hear it again once they work.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _become_worker(model: str, config: BAPOConfig, publishing: MakePublish) -> None:
+    global _worker
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    base = load_base(model, cpu=config.use_cpu, four_bit=config.load_in_4bit)
+    _worker = base, publishing(base)
+    gc.collect()
+    gc.freeze()  # nobody looks through it for every user anew
+
+
+def _end_with_the_first() -> None:
+    first = multiprocessing.parent_process()
+    if first is not None:
+        first.join()
+        os._exit(1)
+
+
+def _train_company(company: list[UserData], out: Path, config: BAPOConfig) -> list[Outcome]:
+    base, publish = _worker
+    return list(train_company(base, company, out, config, publish=publish))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
