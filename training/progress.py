@@ -3,6 +3,7 @@
 Owns what is shown and nothing that is computed. Silent unless asked for.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -72,11 +73,17 @@ def _silent(done: int, total: int, note: str = "") -> None:
 
 
 class TrainingBar(TrainerCallback):  # type: ignore[misc]
-    """Moves a bar at every step, with loss, reward accuracy and anchor beside it."""
+    """Moves a bar at every step, with loss, reward accuracy, anchor and tokens/s beside it."""
 
     def __init__(self, show: Bar) -> None:
         self.show = show
         self.figures: Callable[[], dict[str, float]] = dict
+        self.tokens: Callable[[], int] = int
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called by the Trainer before the first step."""
+        self._began = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer after each optimiser step."""
@@ -86,4 +93,6 @@ class TrainingBar(TrainerCallback):  # type: ignore[misc]
         note = f"loss {now['loss']:.3f}  accuracy {now['rewards/accuracies']:.0%}"
         if "anchor/loss" in now:
             note += f"  anchor {now['anchor/loss']:.2f}"
+        pace = self.tokens() / max(time.monotonic() - self._began, 1e-9)
+        note += f"  {pace:,.0f} tokens/s"
         self.show(state.global_step, state.max_steps, note)

@@ -198,6 +198,7 @@ def _fit(
             callbacks=[progress, stop],
         )
         progress.figures = trainer.recent
+        progress.tokens = lambda: trainer.tokens
         output = trainer.train(str(checkpoint) if checkpoint else None)
     if output.global_step < trainer.state.max_steps:
         raise Stopped(

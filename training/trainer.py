@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from training.batching import LengthBuckets, PackedRows, PairBatch, collate
+from training.batching import PADDING, LengthBuckets, PackedRows, PairBatch, collate
 from training.config import BAPOConfig
 from training.encoding import EncodedPair
 from training.errors import DivergedError
@@ -114,6 +114,8 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         # The loss is a mean over pairs, so the Trainer divides it by accumulated steps.
         self.model_accepts_loss_kwargs = False
         self.history: list[dict[str, float]] = []
+        self.tokens = 0
+        """Read in training since this process began, padding not counted."""
         self._figures: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
@@ -166,6 +168,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         self._figures["train" if model.training else "eval"].append(figures)
         if model.training:
             self.history.append({"loss": mean.item(), **figures})
+            self.tokens += int((inputs["segment_ids"] != PADDING).sum())
             if not torch.isfinite(mean):
                 raise self._diverged(mean, inputs["numbers"][pairs])
         return mean, policy
