@@ -72,8 +72,6 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     try:
         settings = load_settings(config, **flags)
         listening = bind(settings.host, settings.port)
-        leave_quietly_when_stopped()
-        warm.begin()
         base = describe_base(local_folder(settings.model), name=settings.base_name)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         registry = open_registry(settings.data_dir, settings.database_url)
@@ -88,6 +86,8 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
         show_first_admin_key(registry)
     host, port = listening.getsockname()[:2]
     print(f"starting {settings.base_name} on http://{host}:{port} …", file=sys.stderr, flush=True)
+    leave_quietly_when_stopped()
+    warm.begin()
     from server.run import serve_until_stopped
 
     raise typer.Exit(serve_until_stopped(settings, registry, base, listening))

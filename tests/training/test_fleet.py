@@ -167,8 +167,18 @@ def test_a_wrong_shard_is_one_sentence(base_folder: Path, people: Path, wrong: s
 def start(words: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from training.fleet_cli import fleet; fleet()", *words]
     return subprocess.Popen(
-        command, env=os.environ, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_interruptible,
     )
+
+
+def _interruptible() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and they pass that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
