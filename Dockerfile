@@ -5,8 +5,8 @@
 FROM python:3.11-slim
 
 ARG DEVICE=cpu
-# vLLM compiles a few kernels at first use.
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+# vLLM's CPU build is linked with libnuma, and compiles a few kernels at first use.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ libnuma1 && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY requirements requirements
 COPY pyproject.toml README.md bapo.py ./

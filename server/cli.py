@@ -82,6 +82,8 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     except (AdapterError, OSError) as error:
         fail(str(error))
 
+    if library := warm.missing_library():
+        fail(f"vLLM's CPU build needs {library}: install it (Debian, Ubuntu: apt install libnuma1)")
     if settings.admin_key is None:
         show_first_admin_key(registry)
     host, port = listening.getsockname()[:2]

@@ -9,6 +9,7 @@ On GPUs vLLM forks by itself or must spawn, and nothing is done here.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -21,6 +22,8 @@ from pathlib import Path
 
 PRELOAD = ["vllm.v1.engine.core", "vllm.v1.worker.cpu_worker", "vllm.plugins"]
 
+NUMA = "libnuma.so.1"
+
 # What vLLM's CPU platform sets before it starts an engine and torch reads while it is imported.
 READ_AT_IMPORT = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
 
@@ -32,6 +35,20 @@ def applies() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return os.name == "posix"
+
+
+def missing_library() -> str | None:
+    """The one system library that vLLM's CPU build needs and a slim image lacks, if it is not here.
+
+    Without it vLLM imports, and fails much later with words about a missing operator.
+    """
+    if not applies():
+        return None
+    try:
+        ctypes.CDLL(NUMA)
+    except OSError:
+        return NUMA
+    return None
 
 
 def begin() -> None:

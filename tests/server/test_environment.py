@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from server.engine import warm
 from server.engine.environment import CORRECTION, prepare
 
 
@@ -33,3 +34,9 @@ def test_runtime_updating_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "0"
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"
     assert "VLLM_PLUGINS" not in os.environ
+
+
+def test_a_missing_system_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert warm.missing_library() is None
+    monkeypatch.setattr(warm, "NUMA", "libnuma-that-is-not-there.so.1")
+    assert warm.missing_library() == "libnuma-that-is-not-there.so.1"
