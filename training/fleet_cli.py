@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from training.cli import MORE_SETTINGS, file_and_settings, spoken_errors
+from training.cli import MORE_SETTINGS, Model, Words, file_and_settings, spoken_errors
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,14 +34,8 @@ SHOWN_FAILURES = 50
 
 @fleet.command(context_settings=MORE_SETTINGS)
 def _fleet(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml] [--SETTING VALUE]...",
-            help="An experiment file, and any setting of `bapo train`.",
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: a folder or a Hub name.")] = None,
+    words: Words = None,
+    model: Model = None,
     data: Annotated[
         str | None,
         typer.Option(help="A folder of <user>.jsonl or .parquet, or one file with user_id."),

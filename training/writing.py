@@ -1,14 +1,16 @@
 """A trained adapter to a folder that PEFT, TRL and vLLM load as it is.
 
 Owns the files and that they appear together or not at all: everything is written under
-another name beside its place, checked, made durable and renamed. Refuses training.
+another name beside its place, checked, made durable and renamed; what a killed process left
+under such a name is put back or removed by the next one. Refuses training.
 """
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
@@ -29,8 +31,28 @@ PARITY_SHARE = 0.01
 """... this share of what the adapter changes at all."""
 
 
+DRAFT, OLD = "tmp", "old"
+"""What a process adds to an adapter's name while it writes, and while it replaces another."""
+
+
+def recover(folder: Path, names: Collection[str]) -> None:
+    """Put right what killed processes left of these adapters in `folder`.
+
+    An adapter that was being replaced is put back; a draft is removed.
+    """
+    for left in list(folder.glob(".*.*.*")):
+        name, number, kind = left.name[1:].rsplit(".", 2)
+        if name not in names or kind not in (DRAFT, OLD) or _is_running(number):
+            continue
+        if kind == OLD and not (folder / name).exists():
+            left.rename(folder / name)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise ConfigError where something stands that was not to be replaced."""
+    recover(target.parent, [target.name])
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise ConfigError(f"{target} is not empty; choose another folder or give --overwrite.")
     if target.exists() and not target.is_dir():
@@ -46,7 +68,7 @@ def write_adapter(
     score as the trained one; OSError where the disk fails. Either way nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    draft = _beside(target, DRAFT)
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
@@ -93,12 +115,21 @@ def _check_parity(policy: PeftModel, folder: Path, pairs: Sequence[EncodedPair])
 
 def _replace(draft: Path, target: Path) -> None:
     """Put `draft` in the place of `target`; what was there goes only once the new is in."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = _beside(target, OLD)
     if target.exists():
         target.rename(old)
     draft.rename(target)
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.{kind}")
+
+
+def _is_running(number: str) -> bool:
+    """Whether another process has this number; this one writes nothing while it looks."""
+    return not number.isdecimal() or (int(number) != os.getpid() and psutil.pid_exists(int(number)))
 
 
 def _sync(path: Path) -> None:

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
+from processes import interruptible, members
 from serving import free_port
 
 SECONDS = 60
@@ -26,13 +26,8 @@ def start(data: Path, port: int) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_interruptible,
+        preexec_fn=interruptible,
     )
-
-
-def _interruptible() -> None:
-    """A shell starts its background jobs deaf to Ctrl-C, and they pass that on."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ready(port: int) -> bool:
@@ -41,18 +36,6 @@ def ready(port: int) -> bool:
     except httpx.TransportError:
         return False
     return answer.status_code == httpx.codes.OK
-
-
-def members(session: int) -> list[psutil.Process]:
-    """The living processes of a session: whatever the server started is in its own."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def nothing_left(session: int) -> bool:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -22,6 +21,8 @@ from training.fleet_cli import fleet
 from training.model import ResidentBase
 from training.run import train_adapter
 from training.users import users_of
+
+from processes import interruptible, members
 
 Quick = Callable[..., BAPOConfig]
 WEIGHTS = ADAPTER_FILES[1]
@@ -172,13 +173,8 @@ def start(words: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=_interruptible,
+        preexec_fn=interruptible,
     )
-
-
-def _interruptible() -> None:
-    """A shell starts its background jobs deaf to Ctrl-C, and they pass that on."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -219,15 +215,3 @@ def test_an_ended_fleet_goes_on_without_repeating_anyone(
     assert {o["version"] for o in outcomes if o["status"] != "failed"} == {1}
     for name, written in finished.items():
         assert (tmp_path / "out" / name / WEIGHTS).stat().st_mtime_ns == written
-
-
-def members(session: int) -> list[int]:
-    """The living processes of a session, which are whatever the fleet started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except (psutil.Error, OSError):
-            continue
-    return found

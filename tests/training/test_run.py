@@ -24,6 +24,9 @@ from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
 from training.trainer import whole_checkpoints
+from training.writing import refuse_existing
+
+from processes import interruptible
 
 Quick = Callable[..., BAPOConfig]
 
@@ -166,6 +169,44 @@ def test_a_full_disk_leaves_nothing_behind(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+KILLED_BETWEEN = """
+import os, sys
+from pathlib import Path
+from training import writing
+
+def die(*_, **__):
+    os.kill(os.getpid(), 9)
+
+out = Path(sys.argv[1])
+draft = writing._beside(out, writing.DRAFT)
+draft.mkdir()
+(draft / "new").touch()
+writing._sync = die
+if sys.argv[2] == "after the old one went":
+    Path.rename, rename = lambda *a: (rename(*a), die()), Path.rename
+writing._replace(draft, out)
+"""
+
+
+@pytest.mark.parametrize("when", ["after the old one went", "after the new one came"])
+def test_a_process_killed_while_it_replaces_loses_neither_adapter(
+    tmp_path: Path, when: str
+) -> None:
+    out = tmp_path / "a.b"
+    out.mkdir()
+    (out / "old").touch()
+    killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN, str(out), when], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) > 0
+    running = tmp_path / f".a.b.{os.getppid()}.tmp"
+    running.mkdir()  # of somebody who is still at it
+    with pytest.raises(ConfigError, match="is not empty"):
+        refuse_existing(out, overwrite=False)
+    kept = "old" if when == "after the old one went" else "new"
+    assert [path.name for path in out.iterdir()] == [kept]
+    assert sorted(tmp_path.iterdir()) == [running, out]
+
+
 def test_weights_that_were_saved_wrong_are_not_kept(
     base: ResidentBase,
     pairs: list[PreferencePair],
@@ -194,11 +235,6 @@ def test_a_loss_that_is_no_number_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def _interruptible() -> None:
-    """A shell starts its background jobs deaf to Ctrl-C, and they pass that on."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 def start_training(base: Path, data: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     """`bapo train` in a process of its own, with a checkpoint after every fifth step."""
     arguments = ["--model", str(base), "--data", str(data), "--out", str(out)]
@@ -210,7 +246,7 @@ def start_training(base: Path, data: Path, out: Path, *more: str) -> subprocess.
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,
-        preexec_fn=_interruptible,
+        preexec_fn=interruptible,
     )
 
 
