@@ -22,6 +22,6 @@ ENV BAPO_HOST=0.0.0.0 BAPO_PORT=8000 BAPO_DATA_DIR=/data
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s \
-    CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready')"
+    CMD python -c "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"BAPO_PORT\"]}/health/ready')"
 ENTRYPOINT ["bapo"]
 CMD ["serve"]
