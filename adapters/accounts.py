@@ -7,21 +7,35 @@ round of SHA-256 is enough where a password would need a slow hash.
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import Engine, delete, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
-from adapters.db import AdapterRow, AuditRow, GrantRow, KeyRow, UserRow, now, reading, writing
-from adapters.errors import AlreadyExists, InvalidName, KeyNotFound, UserNotFound
+from adapters.audit import log
+from adapters.db import (
+    AdapterRow,
+    GrantRow,
+    KeyRow,
+    MemberRow,
+    QuotaRow,
+    UserRow,
+    now,
+    reading,
+    writing,
+)
+from adapters.errors import AlreadyExists, InvalidName, KeyNotFound
 from adapters.names import check_user_id
+from adapters.rows import user_row
 
 PREFIX = "bapo"
 LONGEST_KEY = 128
+_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class Role(StrEnum):
@@ -57,35 +71,33 @@ class Accounts:
     def create_user(self, user_id: str, *, actor: str = "local") -> User:
         """Raises InvalidName, AlreadyExists."""
         row = UserRow(id=check_user_id(user_id), assigned=None, created=now())
-        try:
-            with writing(self._engine) as session:
-                session.add(row)
-                session.add(AuditRow(actor=actor, action="user.create", subject=user_id))
-        except IntegrityError:
-            raise AlreadyExists(f"The user '{user_id}' exists already.") from None
+        with writing(self._engine) as session:
+            if session.get(UserRow, user_id) is not None:
+                raise AlreadyExists(f"The user '{user_id}' exists already.")
+            session.add(row)
+            log(session, actor, "user.create", user_id)
         return User(row.id, None, row.created)
 
-    def list_users(self) -> Sequence[User]:
+    def list_users(self, after: str | None = None, limit: int | None = None) -> Sequence[User]:
+        """Users by name, all or a page; `after` the last name of one page begins the next page."""
+        query = select(UserRow).order_by(UserRow.id).limit(limit)
+        if after is not None and after.isprintable():
+            query = query.where(UserRow.id > after)
         with reading(self._engine) as session:
-            rows = session.scalars(select(UserRow).order_by(UserRow.id))
+            rows = session.scalars(query)
             return [User(row.id, row.assigned, row.created) for row in rows]
 
     def delete_user(self, user_id: str, *, actor: str = "local") -> None:
-        """Delete the user, his keys and his grants; what he owned is nobody's. Raises UserNotFound.
+        """Delete the user with his keys, grants, memberships and quota. Raises UserNotFound.
 
-        A later user of the same name inherits nothing.
+        What he owned is nobody's, and a later user of the same name inherits nothing.
         """
         with writing(self._engine) as session:
-            row = session.get(UserRow, user_id)
-            if row is None:
-                raise UserNotFound(user_id)
-            session.execute(delete(GrantRow).where(GrantRow.user_id == user_id))
-            session.execute(delete(KeyRow).where(KeyRow.user_id == user_id))
-            session.execute(
-                update(AdapterRow).where(AdapterRow.owner == user_id).values(owner=None)
-            )
+            row = user_row(session, user_id)
+            _disinherit(session, user_id, actor)
+            session.flush()
             session.delete(row)
-            session.add(AuditRow(actor=actor, action="user.delete", subject=user_id))
+            log(session, actor, "user.delete", user_id)
 
     def create_key(
         self,
@@ -104,23 +116,23 @@ class Accounts:
         key_id = secrets.token_hex(8)
         text = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
         with writing(self._engine) as session:
-            if user_id is not None and session.get(UserRow, user_id) is None:
-                raise UserNotFound(user_id)
+            if user_id is not None:
+                user_row(session, user_id)
             session.add(
-                KeyRow(id=key_id, role=role, user_id=user_id, digest=_digest(text), expires=expires)
+                KeyRow(
+                    id=key_id, role=role, user_id=user_id, digest=key_digest(text), expires=expires
+                )
             )
-            details = {"role": role, "user": user_id}
-            session.add(AuditRow(actor=actor, action="key.create", subject=key_id, details=details))
+            log(session, actor, "key.create", key_id, role=role, user=user_id)
         return key_id, text
 
     def verify_key(self, text: str) -> Caller | None:
         """Who the key speaks for; None when it is unknown, wrong or expired."""
-        parts = text.split("_", 2)
-        if len(text) > LONGEST_KEY or len(parts) != 3 or parts[0] != PREFIX or not text.isascii():
+        if (key_id := key_id_of(text)) is None:
             return None
         with reading(self._engine) as session:
-            row = session.get(KeyRow, parts[1])
-        if row is None or not hmac.compare_digest(row.digest, _digest(text)):
+            row = session.get(KeyRow, key_id)
+        if row is None or not hmac.compare_digest(row.digest, key_digest(text)):
             return None
         if row.expires is not None and row.expires <= now():
             return None
@@ -129,11 +141,11 @@ class Accounts:
     def revoke_key(self, key_id: str, *, actor: str = "local") -> None:
         """Raises KeyNotFound."""
         with writing(self._engine) as session:
-            row = session.get(KeyRow, key_id)
+            row = session.get(KeyRow, key_id) if _KEY_ID.fullmatch(key_id) else None
             if row is None:
                 raise KeyNotFound(key_id)
             session.delete(row)
-            session.add(AuditRow(actor=actor, action="key.revoke", subject=key_id))
+            log(session, actor, "key.revoke", key_id)
 
     def has_key(self, role: Role) -> bool:
         """Whether any key of this role exists."""
@@ -141,5 +153,33 @@ class Accounts:
             return session.scalar(select(KeyRow.id).where(KeyRow.role == role).limit(1)) is not None
 
 
-def _digest(text: str) -> str:
+def key_id_of(text: str) -> str | None:
+    """The id in a key's text, None where the text is no key at all."""
+    parts = text.split("_", 2)
+    if len(text) > LONGEST_KEY or len(parts) != 3 or parts[0] != PREFIX or not text.isascii():
+        return None
+    return parts[1] if _KEY_ID.fullmatch(parts[1]) else None
+
+
+def key_digest(text: str) -> str:
+    """What is kept of a key's text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _disinherit(session: Session, user_id: str, actor: str) -> None:
+    """Whatever names the user names him no longer; each line of the log says what changed."""
+    for adapter in session.scalars(select(AdapterRow).where(AdapterRow.owner == user_id)):
+        adapter.owner = None
+        log(session, actor, "adapter.disown", adapter.id, before=user_id, after=None)
+    for grant in session.scalars(select(GrantRow).where(GrantRow.user_id == user_id)):
+        session.delete(grant)
+        log(session, actor, "adapter.ungrant", grant.adapter_id, user=user_id)
+    for member in session.scalars(select(MemberRow).where(MemberRow.user_id == user_id)):
+        session.delete(member)
+        log(session, actor, "group.remove", member.group_id, users=[user_id])
+    for key in session.scalars(select(KeyRow).where(KeyRow.user_id == user_id)):
+        session.delete(key)
+        log(session, actor, "key.revoke", key.id)
+    if quota := session.get(QuotaRow, user_id):
+        session.delete(quota)
+        log(session, actor, "quota.delete", user_id)

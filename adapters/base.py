@@ -9,14 +9,14 @@ bytes agree, so a fine-tune of the same shape is another base.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from adapters.errors import BaseModelError
+from adapters.packed import Seen, packed_layers
 from adapters.strictjson import Malformed, parse_object
 from adapters.tensorfile import ELEMENT_BYTES, TensorEntry, decode, read_header
 
@@ -64,17 +64,23 @@ def describe_base(folder: Path, name: str | None = None) -> BaseModelInfo:
     if not folder.is_dir():
         raise BaseModelError(f"There is no model folder {folder}.")
     config = _config(folder)
+    tensors = _tensors(folder)
     weights = hashlib.sha256()
     modules: dict[str, tuple[int, int]] = {}
     norms: dict[str, float] = {}
-    for entry, sample in _sampled_tensors(folder):
-        weights.update(f"{entry.name} {entry.dtype} {list(entry.shape)}\n".encode())
-        weights.update(hashlib.sha256(sample).digest())
-        module = entry.name.removesuffix(".weight")
-        if module != entry.name and _is_linear(module, entry, config):
+    packed = packed_layers({key: t.seen for key, t in tensors.items()}, config)
+    for key in sorted(tensors):
+        (entry, _), digest, norm = tensors[key]
+        weights.update(f"{key} {entry.dtype} {list(entry.shape)}\n".encode())
+        weights.update(digest)
+        module = key.removesuffix(".weight")
+        if module == key or module in packed or len(entry.shape) != 2:
+            continue
+        if _is_linear(module, entry.shape[0], config):
             modules[module] = (entry.shape[0], entry.shape[1])
-            if entry.dtype in ELEMENT_BYTES and entry.elements:
-                norms[module] = _norm(sample, entry)
+            if norm is not None and math.isfinite(norm):  # against NaN nothing is too large
+                norms[module] = norm
+    modules |= {m: shape for m, shape in packed.items() if _is_linear(m, shape[0], config)}
     parts = [_canonical(config), weights.hexdigest().encode(), _tokenizer_digest(folder)]
     fingerprint = "sha256:" + hashlib.sha256(b"\n".join(parts)).hexdigest()
     return BaseModelInfo(
@@ -91,9 +97,16 @@ def _config(folder: Path) -> dict[str, Any]:
         raise BaseModelError(f"The config.json of {folder} {_clause(error)}.") from None
 
 
-def _sampled_tensors(folder: Path) -> Iterator[tuple[TensorEntry, bytes]]:
-    """Every tensor of the model with its sampled bytes, in the order of names."""
-    found: dict[str, tuple[TensorEntry, bytes]] = {}
+class _Tensor(NamedTuple):
+    seen: Seen
+    digest: bytes
+    """Of the sampled bytes."""
+    norm: float | None
+
+
+def _tensors(folder: Path) -> dict[str, _Tensor]:
+    """What is to be known of every tensor of the model, by its name."""
+    found: dict[str, _Tensor] = {}
     for shard in _shards(folder):
         try:
             with shard.open("rb") as file:
@@ -103,11 +116,19 @@ def _sampled_tensors(folder: Path) -> Iterator[tuple[TensorEntry, bytes]]:
                     element_bytes=ANY_ELEMENT_BYTES,
                     max_header_bytes=MAX_BASE_HEADER,
                 )
-                found.update((e.name, (e, _sample(file, e))) for e in header)
+                found.update((entry.name, _look_at(file, entry)) for entry in header)
         except (OSError, Malformed) as error:
             raise BaseModelError(f"{shard} {_clause(error)}: fetch the model again.") from None
-    for name in sorted(found):
-        yield found[name]
+    return found
+
+
+def _look_at(file: BinaryIO, entry: TensorEntry) -> _Tensor:
+    sample = _sample(file, entry)
+    return _Tensor(
+        Seen(entry, sample if len(sample) <= BLOCK_BYTES else b""),
+        hashlib.sha256(sample).digest(),
+        _norm(sample, entry) if entry.dtype in ELEMENT_BYTES and entry.elements else None,
+    )
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -149,15 +170,10 @@ def _norm(sample: bytes, entry: TensorEntry) -> float:
     return math.sqrt(float(np.mean(values * values)) * entry.elements)
 
 
-def _is_linear(module: str, entry: TensorEntry, config: dict[str, Any]) -> bool:
-    """A weight matrix that is neither an embedding nor the output head."""
+def _is_linear(module: str, outputs: int, config: dict[str, Any]) -> bool:
+    """Whether a weight matrix is neither an embedding nor the output head."""
     last = module.rpartition(".")[2]
-    return (
-        len(entry.shape) == 2
-        and last not in EMBEDDINGS
-        and "norm" not in last
-        and entry.shape[0] != config.get("vocab_size")
-    )
+    return last not in EMBEDDINGS and "norm" not in last and outputs != config.get("vocab_size")
 
 
 def _canonical(config: dict[str, Any]) -> bytes:

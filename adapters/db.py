@@ -1,32 +1,34 @@
-"""The registry's tables, and how its database is opened.
+"""The registry's tables.
 
-Owns the SQLAlchemy mapping and the connection settings; the changes over time are in
-`migrations/`. Refuses every rule about adapters; those are `registry.py`'s. Times are UTC.
+Owns the SQLAlchemy mapping; the changes over time are in `migrations/`, transactions (imported
+from here as well) in `connection.py`. Refuses every rule about adapters. Times are UTC.
+Invariant: `audit` has a row for every change, in the transaction that made it, and its ids are in
+the order of the commits, so that its largest id is the revision of everything here.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
-    Engine,
     ForeignKey,
     Integer,
     String,
     UniqueConstraint,
-    create_engine,
-    event,
 )
-from sqlalchemy.exc import DatabaseError, IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from adapters.errors import StoreError, StoreFull
+from adapters.connection import connect as connect
+from adapters.connection import reading as reading
+from adapters.connection import writing as writing
 
-BUSY_MILLISECONDS = 15_000
+EVERYBODY = "*"  # the owner in `quotas` that stands for all who have no row
+
+# On SQLite every integer has 64 bits, and by its own name only.
+Bytes = BigInteger().with_variant(Integer, "sqlite")
 
 
 def now() -> datetime:
@@ -43,7 +45,9 @@ class UtcTime(TypeDecorator[datetime]):
         return value and value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        return value and value.replace(tzinfo=UTC)
+        if value is None or value.tzinfo is None:
+            return value and value.replace(tzinfo=UTC)
+        return value.astimezone(UTC)  # PostgreSQL tells times in its own zone
 
 
 class Base(DeclarativeBase):
@@ -54,10 +58,9 @@ class AdapterRow(Base):
     __tablename__ = "adapters"
 
     id: Mapped[str] = mapped_column(String(127), primary_key=True)
-    owner: Mapped[str | None] = mapped_column(String(128))
+    owner: Mapped[str | None] = mapped_column(String(128), index=True)
     public: Mapped[bool] = mapped_column(default=False)
     active_version: Mapped[int | None]
-    previous_version: Mapped[int | None]
     retired: Mapped[datetime | None] = mapped_column(UtcTime)
     created: Mapped[datetime] = mapped_column(UtcTime, default=now)
 
@@ -73,20 +76,30 @@ class VersionRow(Base):
     engine_id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
     version: Mapped[int]
-    digest: Mapped[str] = mapped_column(String(71))
+    digest: Mapped[str] = mapped_column(String(71), index=True)
     rank: Mapped[int]
-    bytes: Mapped[int]
+    bytes: Mapped[int] = mapped_column(Bytes)
     base_fingerprint: Mapped[str] = mapped_column(String(71))
     manifest: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     created: Mapped[datetime] = mapped_column(UtcTime, default=now)
 
 
+class ActivationRow(Base):
+    """One activation that no rollback has taken back; an adapter's newest is the active one."""
+
+    __tablename__ = "activations"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), index=True)
+    version: Mapped[int]
+
+
 class GrantRow(Base):
     __tablename__ = "grants"
 
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
-    user_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(128), primary_key=True, index=True)
 
 
 class UserRow(Base):
@@ -95,6 +108,43 @@ class UserRow(Base):
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
     assigned: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
     created: Mapped[datetime] = mapped_column(UtcTime, default=now)
+
+
+class GroupRow(Base):
+    __tablename__ = "groups"
+
+    id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    created: Mapped[datetime] = mapped_column(UtcTime, default=now)
+
+
+class MemberRow(Base):
+    __tablename__ = "group_members"
+
+    group_id: Mapped[str] = mapped_column(
+        ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True
+    )
+    user_id: Mapped[str] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class GroupGrantRow(Base):
+    __tablename__ = "group_grants"
+
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
+    group_id: Mapped[str] = mapped_column(
+        ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class QuotaRow(Base):
+    """What an owner may have; the row of EVERYBODY is for owners without one. None: no bound."""
+
+    __tablename__ = "quotas"
+
+    owner: Mapped[str] = mapped_column(String(128), primary_key=True)
+    max_versions: Mapped[int | None]
+    max_bytes: Mapped[int | None] = mapped_column(Bytes)
 
 
 class KeyRow(Base):
@@ -115,57 +165,5 @@ class AuditRow(Base):
     at: Mapped[datetime] = mapped_column(UtcTime, default=now)
     actor: Mapped[str] = mapped_column(String(128))
     action: Mapped[str] = mapped_column(String(64))
-    subject: Mapped[str] = mapped_column(String(128))
+    subject: Mapped[str] = mapped_column(String(128), index=True)
     details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-
-
-def connect(url: str) -> Engine:
-    """An engine for the database at `url`; on SQLite with a write-ahead log and foreign keys."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
-    """A session for looking only; on SQLite it waits for no writer. Raises StoreError."""
-    try:
-        with Session(engine, expire_on_commit=False) as session:
-            yield session
-    except DatabaseError as error:
-        raise _as_store_error(error) from error
-
-
-@contextmanager
-def writing(engine: Engine) -> Iterator[Session]:
-    """A session whose changes are kept together or not at all. Raises StoreError, StoreFull."""
-    writer = engine.execution_options(writes=True)
-    try:
-        with Session(writer, expire_on_commit=False) as session, session.begin():
-            yield session
-    except IntegrityError:
-        raise  # not the database's trouble: the caller knows which rule was broken
-    except DatabaseError as error:
-        raise _as_store_error(error) from error
-
-
-def _as_store_error(error: DatabaseError) -> StoreError:
-    reason = str(error.orig).rstrip(".")
-    if "full" in reason:
-        return StoreFull("No space is left for the registry's database: free some and try again.")
-    return StoreError(f"The registry's database does not answer ({reason}): try again.")
-
-
-def _prepare_sqlite(connection: Any, record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions on its own
-    # The time-out first: turning the log on is the first thing that may have to wait.
-    for pragma in (f"busy_timeout={BUSY_MILLISECONDS}", "journal_mode=WAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(connection: Any) -> None:
-    """A writer takes the lock at once: a transaction that upgrades later could only fail."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -9,11 +9,13 @@
     │   ├── AdapterNotFound
     │   ├── VersionNotFound
     │   ├── UserNotFound
+    │   ├── GroupNotFound
     │   └── KeyNotFound
     ├── Forbidden                the caller may not; shown to strangers as AdapterNotFound
     ├── Conflict
     │   ├── VersionConflict      the active version is not the expected one
-    │   └── AlreadyExists
+    │   ├── AlreadyExists
+    │   └── QuotaExceeded        the owner keeps as much as he may
     └── StoreError               bytes or rows cannot be kept or read back
         ├── StoreFull
         └── CorruptArtifact
@@ -79,6 +81,14 @@ class UserNotFound(NotFound):
         super().__init__(f"The user '{user_id}' does not exist.")
 
 
+class GroupNotFound(NotFound):
+    """No such group."""
+
+    def __init__(self, group_id: str) -> None:
+        self.group_id = group_id
+        super().__init__(f"The group '{group_id}' does not exist.")
+
+
 class KeyNotFound(NotFound):
     """No such API key."""
 
@@ -101,6 +111,10 @@ class VersionConflict(Conflict):
 
 class AlreadyExists(Conflict):
     """What was to be created is there already."""
+
+
+class QuotaExceeded(Conflict):
+    """The owner already keeps as many versions, or bytes, as he may."""
 
 
 class StoreError(AdapterError):

@@ -8,7 +8,8 @@ known size, and what `write_durably` returned from survives a power cut.
 import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,8 +70,17 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What fails on the disk in this block is told as StoreFull or StoreError, about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise as_store_error(error, path) from error
+
+
 def as_store_error(error: OSError, path: Path) -> StoreError:
     """The domain's word for a failure of the disk under `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreFull(f"No space is left for {path.name}: free some disk space and try again.")
-    return StoreError(f"{path.name} cannot be written: {error.strerror or error}.")
+    return StoreError(f"{path.name} cannot be written or read: {error.strerror or error}.")

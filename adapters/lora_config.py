@@ -6,7 +6,7 @@ whose whole effect is `scale * B @ A`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from adapters.strictjson import Malformed, parse_object
 
 MAX_CONFIG_BYTES = 2**20
 
-# Initialisations that change only where training began. The others (PiSSA, OLoRA, CorDA,
-# LoftQ) also move the base weights, so the saved adapter alone is not the trained model.
-PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
+# Initialisations that change only where training began. The others (PiSSA, OLoRA, CorDA, LoRA-GA,
+# LoftQ) also move the base weights, so the saved adapter alone is not the trained model. vLLM 0.32
+# takes LoRA-GA for a plain one, and would answer as neither the base nor the trained model does.
+PLAIN_INITS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
 # PEFT features beyond a plain LoRA: what to do instead of having them on.
 REFUSED_FEATURES = {
@@ -39,6 +40,7 @@ REFUSED_FEATURES = {
     "monteclora_config": "MonteCLoRA is not served: leave monteclora_config out",
     "megatron_config": "Megatron's layers are not served: leave megatron_config out",
 }
+KNOWN_SWITCHES = {*REFUSED_FEATURES, "use_rslora"}
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,57 @@ class LoraSettings:
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
-def read_settings(folder: Path, max_rank: int | None = None) -> LoraSettings:
-    """The settings in the adapter_config.json of an untrusted folder.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json of an untrusted folder, as it is. Raises InvalidAdapter."""
+    try:
+        text = read_regular(folder / CONFIG_FILE, max_bytes=MAX_CONFIG_BYTES)
+        return parse_object(text, max_bytes=MAX_CONFIG_BYTES)
+    except Malformed as error:
+        raise InvalidAdapter([f"{CONFIG_FILE} {error}"]) from None
+    except OSError as error:
+        raise InvalidAdapter([f"{CONFIG_FILE} cannot be read ({error.strerror})"]) from None
+
+
+def settings_of(config: Mapping[str, Any], max_rank: int | None = None) -> LoraSettings:
+    """What the config says of the adapter's effect.
 
     Raises InvalidAdapter with everything in the file that must change.
     """
-    try:
-        text = read_regular(folder / CONFIG_FILE, max_bytes=MAX_CONFIG_BYTES)
-        config = parse_object(text, max_bytes=MAX_CONFIG_BYTES)
-    except Malformed as error:
-        raise InvalidAdapter([f"{CONFIG_FILE} {error}"]) from None
     problems = [*_kind(config), *_numbers(config, max_rank), *_features(config), *_patterns(config)]
     if problems:
         raise InvalidAdapter(problems)
     return LoraSettings(config["r"], float(config["lora_alpha"]), config.get("use_rslora", False))
+
+
+def coverage(config: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether PEFT would give a module an adapter, as far as the config's lists tell.
+
+    True as well where the config has a pattern: a stranger's regular expression is never run.
+    """
+    targets, layers = config.get("target_modules"), config.get("layers_to_transform")
+    wanted, unwanted = _names(targets), _names(config.get("exclude_modules"))
+    numbers = {layers} if type(layers) is int else _numbers_in(layers)
+
+    def covers(module: str) -> bool:
+        # PEFT's rule: the whole name, or an end of it at a dot.
+        parts = module.split(".")
+        ends = {".".join(parts[start:]) for start in range(len(parts))}
+        layer = next((int(part) for part in parts if part.isdecimal()), None)
+        return (
+            (not isinstance(targets, list) or bool(ends & wanted))
+            and not ends & unwanted
+            and (not numbers or layer is None or layer in numbers)
+        )
+
+    return covers
+
+
+def _names(listed: Any) -> frozenset[str]:
+    return frozenset(n for n in listed if type(n) is str) if type(listed) is list else frozenset()
+
+
+def _numbers_in(listed: Any) -> frozenset[int]:
+    return frozenset(n for n in listed if type(n) is int) if type(listed) is list else frozenset()
 
 
 def _kind(config: Mapping[str, Any]) -> Iterator[str]:
@@ -100,7 +139,11 @@ def _numbers(config: Mapping[str, Any], max_rank: int | None) -> Iterator[str]:
 
 
 def _features(config: Mapping[str, Any]) -> Iterator[str]:
-    return (advice for name, advice in REFUSED_FEATURES.items() if config.get(name))
+    yield from (advice for name, advice in REFUSED_FEATURES.items() if config.get(name))
+    # Every variant of LoRA has come with such a switch: one that is not known here is not plain.
+    for name, value in config.items():
+        if name.startswith("use_") and value and name not in KNOWN_SWITCHES:
+            yield f"{name[:40]!r} is not known here: train without it"
 
 
 def _patterns(config: Mapping[str, Any]) -> Iterator[str]:

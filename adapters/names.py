@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from adapters.errors import InvalidName
 
-_PART = r"[a-z0-9][a-z0-9._-]{0,62}"
+# Not with a dot at the end, which some file systems take off.
+_PART = r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9_-])?"
 _ADAPTER_ID = re.compile(rf"{_PART}(/{_PART})?")
-_USER_ID = re.compile(r"[a-z0-9][a-z0-9._@-]{0,127}")
+_USER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,126}[a-z0-9_@-])?")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 # "base" selects the base model; the others are words that engines use for modalities.
@@ -44,7 +45,8 @@ def check_adapter_id(adapter_id: str, reserved: Collection[str] = ()) -> str:
     if not is_adapter_id(adapter_id):
         raise InvalidName(
             f"{_quoted(adapter_id)} is no adapter name: use lower-case letters, digits, '.', "
-            "'_' and '-', begin with a letter or digit, and put at most one '/' between two parts."
+            "'_' and '-', begin with a letter or digit, do not end with a '.', and put at most one "
+            "'/' between two parts."
         )
     if adapter_id in RESERVED or adapter_id in {name.lower() for name in reserved}:
         raise InvalidName(f"The name '{adapter_id}' is reserved: choose another for the adapter.")
@@ -56,7 +58,7 @@ def check_user_id(user_id: str) -> str:
     if not _USER_ID.fullmatch(user_id) or ".." in user_id:
         raise InvalidName(
             f"{_quoted(user_id)} is no user name: use at most 128 lower-case letters, digits, "
-            "'.', '_', '-' and '@', and begin with a letter or digit."
+            "'.', '_', '-' and '@', begin with a letter or digit, and do not end with a '.'."
         )
     return user_id
 

@@ -3,7 +3,7 @@
 Owns the HTTP calls and turning error answers back into sentences. Refuses tables and flags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ class RemoteRegistry:
         self._headers = {"Authorization": f"Bearer {key}"}
 
     def publish(
-        self, adapter_id: str, folder: Path, *, activate: bool, idempotency_key: str | None = None
+        self,
+        adapter_id: str,
+        folder: Path,
+        *,
+        activate: bool,
+        owner: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Any:
         missing = [f"{name} is missing" for name in SERVED_FILES if not (folder / name).is_file()]
         if missing:
@@ -35,7 +41,7 @@ class RemoteRegistry:
                 for name in ADAPTER_FILES
                 if (folder / name).is_file()
             }
-            form = {"activate": str(activate).lower()}
+            form = {"activate": str(activate).lower(), **({"owner": owner} if owner else {})}
             path = f"/admin/adapters/{adapter_id}/versions"
             once = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
             return self._call("POST", path, files=parts, data=form, headers=once)
@@ -50,11 +56,18 @@ class RemoteRegistry:
         wish = {"version": version, "expected_version": expected_version}
         return self._call("POST", f"/admin/adapters/{adapter_id}/activate", json=wish)
 
-    def rollback(self, adapter_id: str) -> Any:
-        return self._call("POST", f"/admin/adapters/{adapter_id}/rollback")
+    def rollback(self, adapter_id: str, expected_version: int | None) -> Any:
+        wish = {"expected_version": expected_version}
+        return self._call("POST", f"/admin/adapters/{adapter_id}/rollback", json=wish)
 
     def retire(self, adapter_id: str) -> None:
         self._call("DELETE", f"/admin/adapters/{adapter_id}")
+
+    def set_grants(
+        self, adapter_id: str, *, everyone: bool, users: Sequence[str], groups: Sequence[str]
+    ) -> Any:
+        wish = {"everyone": everyone, "users": users, "groups": groups}
+        return self._call("PUT", f"/admin/adapters/{adapter_id}/grants", json=wish)
 
     def create_user(self, user_id: str) -> Any:
         return self._call("POST", "/admin/users", json={"id": user_id})
@@ -68,8 +81,43 @@ class RemoteRegistry:
     def assign(self, user_id: str, adapter_id: str | None) -> Any:
         return self._call("PUT", f"/admin/users/{user_id}/assignment", json={"adapter": adapter_id})
 
-    def create_key(self, user_id: str, role: str) -> Any:
+    def create_key(self, user_id: str | None, role: str) -> Any:
+        if user_id is None:
+            raise AdapterError("On a server a key belongs to a user: give --user.")
         return self._call("POST", f"/admin/users/{user_id}/keys", json={"role": role})
+
+    def revoke_key(self, key_id: str) -> None:
+        self._call("DELETE", f"/admin/keys/{key_id}")
+
+    def create_group(self, group_id: str) -> Any:
+        return self._call("POST", "/admin/groups", json={"id": group_id})
+
+    def list_groups(self) -> Any:
+        return self._call("GET", "/admin/groups")["data"]
+
+    def delete_group(self, group_id: str) -> None:
+        self._call("DELETE", f"/admin/groups/{group_id}")
+
+    def add_members(self, group_id: str, users: Sequence[str]) -> Any:
+        return self._call("POST", f"/admin/groups/{group_id}/members", json={"users": users})
+
+    def remove_members(self, group_id: str, users: Sequence[str]) -> None:
+        for user in users:
+            self._call("DELETE", f"/admin/groups/{group_id}/members/{user}")
+
+    def set_quota(self, owner: str, max_versions: int | None, max_bytes: int | None) -> Any:
+        bounds = {"max_versions": max_versions, "max_bytes": max_bytes}
+        return self._call("PUT", f"/admin/quotas/{owner}", json=bounds)
+
+    def list_quotas(self) -> Any:
+        return self._call("GET", "/admin/quotas")["data"]
+
+    def delete_quota(self, owner: str) -> None:
+        self._call("DELETE", f"/admin/quotas/{owner}")
+
+    def audit(self, subject: str | None, limit: int) -> Any:
+        page = {"limit": limit, **({"subject": subject} if subject else {})}
+        return self._call("GET", "/admin/audit", params=page)["data"]
 
     def _call(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any

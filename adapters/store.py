@@ -1,120 +1,118 @@
-"""Where adapters' bytes live: a folder per content, written once and never changed.
+"""Where adapters' bytes live: content under its digest, written once and never changed.
 
-Owns the local, content-addressed store: `put` copies a normal form in, `path` hands out the
-immutable folder. Refuses to know versions and names. A folder under `blobs/` is complete: it
-is written under a temporary name, made durable and renamed into place.
+Owns what a store promises, the store in a local folder, and the choice between that and an object
+store. Refuses to know versions and names. Whatever is handed out was hashed before, and stays
+where it is for as long as it is leased.
 """
 
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from adapters.artifact import SERVED_FILES, artifact_digest
-from adapters.errors import CorruptArtifact, InvalidAdapter, StoreError
-from adapters.files import as_store_error, sync_folder, write_durably
+from adapters.blobs import BlobFolder, StoredBlob
+from adapters.errors import CorruptArtifact
+from adapters.files import disk_errors, write_durably
+from adapters.leases import Lease
 
-ABANDONED_SECONDS = 3600
+__all__ = ["DEFAULT_CACHE_BYTES", "Lease", "LocalStore", "Store", "StoredBlob", "open_store"]
+
+# About 250 rank-16 adapters of an 8 B model.
+DEFAULT_CACHE_BYTES = 20 * 2**30
 _CHUNK = 2**20
+
+
+class Store(Protocol):
+    """What both kinds of store do. Every method raises StoreError where it cannot be done."""
+
+    def put(self, folder: Path) -> str:
+        """Keep the served files of `folder`; returns their digest. Equal content is kept once.
+
+        Content that is there already becomes young again, and whole where it was damaged. Raises
+        InvalidAdapter where a file is missing, and StoreFull, with nothing left behind.
+        """
+
+    def holds(self, digest: str) -> bool:
+        """Whether the content is there; it is not hashed."""
+
+    def lease(self, digest: str) -> Lease:
+        """A local folder with the content, hashed, that stays until the lease is released.
+
+        Raises CorruptArtifact where the content is missing or damaged.
+        """
+
+    def verify(self, digest: str) -> None:
+        """Hash the stored bytes again. Raises CorruptArtifact where they are not what was put."""
+
+    def remove(self, digest: str) -> bool:
+        """Take the content away; False where somebody on this machine holds a lease of it."""
+
+    def stored(self) -> Iterator[StoredBlob]:
+        """All that is kept, in no order; also what is damaged or incomplete."""
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A folder on the store's own disk for work before `put`; it is gone afterwards."""
 
 
 class LocalStore:
     """A store in the folder `root`."""
 
     def __init__(self, root: Path) -> None:
-        self._blobs = root / "blobs"
-        self._drafts = root / "drafts"
-        for folder in (self._blobs, self._drafts):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._clean()
+        """Raises StoreError where the folder cannot be made."""
+        self._blobs = BlobFolder(root)
 
     def put(self, folder: Path) -> str:
-        """Keep the served files of `folder`; returns their digest. Equal content is kept once.
-
-        Raises StoreFull and StoreError, with nothing left behind.
-        """
         digest = artifact_digest(folder)
-        place = self._place(digest)
+        self._blobs.date(digest)  # before the hashing, which takes its time
         if self._is_sound(digest):
             return digest
-        draft = self._draft()
-        try:
+        with self._blobs.draft() as draft:
             for name in SERVED_FILES:
-                with (folder / name).open("rb") as source:
+                with disk_errors(folder), (folder / name).open("rb") as source:
                     write_durably(draft / name, iter(lambda: source.read(_CHUNK), b""))
-            sync_folder(draft)
-            self._set_aside(place)
-            self._rename(draft, place)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            self._blobs.keep(draft, digest).release()
         return digest
 
-    def path(self, digest: str) -> Path:
-        """The immutable folder of `digest`. Raises CorruptArtifact where it is gone."""
-        place = self._place(digest)
-        if not place.is_dir():
-            raise CorruptArtifact(f"The stored adapter {digest} is missing: upload it again.")
-        return place
+    def holds(self, digest: str) -> bool:
+        place = self._blobs.place(digest)
+        return all((place / name).is_file() for name in SERVED_FILES)
+
+    def lease(self, digest: str) -> Lease:
+        return self._blobs.lease(digest)
 
     def verify(self, digest: str) -> None:
-        """Hash the stored bytes again. Raises CorruptArtifact where they are not what they were."""
-        place = self.path(digest)
-        try:
-            found = artifact_digest(place)
-        except InvalidAdapter:  # a file is gone, or is no longer a file
-            found = None
-        if found != digest:
-            raise CorruptArtifact(f"The stored adapter {digest} is damaged: upload it again.")
+        self._blobs.verify(digest)
 
-    def _place(self, digest: str) -> Path:
-        algorithm, _, value = digest.partition(":")
-        if algorithm != "sha256" or len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-            raise StoreError(f"{digest!r} is no digest.")
-        return self._blobs / value
+    def remove(self, digest: str) -> bool:
+        return self._blobs.remove(digest)
 
-    @contextmanager
-    def scratch(self) -> Iterator[Path]:
-        """A folder on the store's own disk for work before `put`; it is gone afterwards."""
-        folder = self._draft()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    def stored(self) -> Iterator[StoredBlob]:
+        return self._blobs.stored()
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        return self._blobs.draft()
 
     def _is_sound(self, digest: str) -> bool:
         try:
-            self.verify(digest)
+            self._blobs.verify(digest)
         except CorruptArtifact:
             return False
         return True
 
-    def _set_aside(self, place: Path) -> None:
-        """Move damaged content out of the way of the same content, uploaded again."""
-        if place.is_dir():
-            with suppress(FileNotFoundError):  # another process mends it at the same time
-                place.rename(self._drafts / secrets.token_hex(8))
 
-    def _draft(self) -> Path:
-        try:
-            draft = self._drafts / secrets.token_hex(8)
-            draft.mkdir()
-            return draft
-        except OSError as error:
-            raise as_store_error(error, self._drafts) from error
+def open_store(
+    data_dir: Path, url: str | None = None, *, cache_bytes: int = DEFAULT_CACHE_BYTES
+) -> Store:
+    """The store in `data_dir`, or the object store at `url` with its cache there.
 
-    def _rename(self, draft: Path, place: Path) -> None:
-        try:
-            draft.rename(place)
-        except OSError as error:
-            if not place.is_dir():  # else another process was first with the same content
-                raise as_store_error(error, place) from error
-        sync_folder(self._blobs)
+    Raises StoreError where the folder cannot be made or the URL is wrong; an object store that is
+    away is noticed by its first use.
+    """
+    if url is None:
+        return LocalStore(data_dir / "store")
+    # Only here: the local store needs no client of object stores.
+    from adapters.object_store import open_object_store
 
-    def _clean(self) -> None:
-        """Remove drafts of processes that died; young ones may still be written."""
-        for draft in self._drafts.iterdir():
-            with suppress(FileNotFoundError):  # its owner has finished in this moment
-                if time.time() - draft.stat().st_mtime > ABANDONED_SECONDS:
-                    shutil.rmtree(draft, ignore_errors=True)
+    # Beside a local store's blobs and not among them: a cache forgets.
+    return open_object_store(url, data_dir / "store" / "cache", cache_bytes=cache_bytes)

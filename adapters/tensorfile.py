@@ -23,6 +23,8 @@ ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_DIMENSIONS = 8
 # 70B with every linear layer adapted needs 0.2 MiB; parsing costs some 20 times the text.
 MAX_HEADER_BYTES = 4 * 2**20
+# Elements worked on at once: a few MiB, whatever the tensor.
+BLOCK = 2**17
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,25 @@ def read_header(
 
 def read_floats(file: BinaryIO, entry: TensorEntry) -> Floats:
     """One tensor as float32, its shape kept. Raises Malformed on a short read."""
-    file.seek(entry.begin)
-    raw = file.read(entry.end - entry.begin)
-    if len(raw) != entry.end - entry.begin:
+    return decode(_read(file, entry, entry.begin, entry.end), entry.dtype).reshape(entry.shape)
+
+
+def read_blocks(file: BinaryIO, entry: TensorEntry) -> Iterator[Floats]:
+    """One tensor's elements as float32, in order, at most BLOCK at once.
+
+    Raises Malformed on a short read.
+    """
+    step = BLOCK * ELEMENT_BYTES[entry.dtype]
+    for begin in range(entry.begin, entry.end, step):
+        yield decode(_read(file, entry, begin, min(begin + step, entry.end)), entry.dtype)
+
+
+def _read(file: BinaryIO, entry: TensorEntry, begin: int, end: int) -> bytes:
+    file.seek(begin)  # another tensor may have been read since
+    raw = file.read(end - begin)
+    if len(raw) != end - begin:
         raise Malformed(f"ends inside the tensor {entry.name[:120]!r} (truncated?)")
-    return decode(raw, entry.dtype).reshape(entry.shape)
+    return raw
 
 
 def decode(raw: bytes, dtype: str) -> Floats:

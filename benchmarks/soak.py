@@ -36,7 +36,11 @@ from serving import Server, serving  # noqa: E402
 
 VOICES = ("pirate", "playful")
 QUESTIONS = ("What is the capital of Norway?", "What is 3 times 4?", "What is the symbol of Gold?")
-SLOTS = {"BAPO_MAX_LORAS": "2", "BAPO_MAX_CPU_LORAS": "4", "BAPO_DTYPE": "float32"}
+SLOTS = {
+    "BAPO_MAX_LORAS": "2",
+    "BAPO_ADAPTER_MEMORY_MEBIBYTES": "2",
+    "BAPO_DTYPE": "float32",
+}
 
 
 class Soak:

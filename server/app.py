@@ -16,14 +16,27 @@ from fastapi import FastAPI
 
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
+from adapters.view import RegistryView
 from server import errors
-from server.api import admin_adapters, admin_users, chat, completions, health, models
+from server.api import (
+    admin_adapters,
+    admin_engine,
+    admin_groups,
+    admin_users,
+    chat,
+    completions,
+    health,
+    models,
+)
 from server.auth import Authentication
-from server.engine.vllm import STEERING_HEADERS, Engine
+from server.canary import Canary
+from server.engine.vllm import STEERING_HEADERS
+from server.errors import ServerError
+from server.freshness import RefreshAfterWrites
 from server.limits import BodyLimit, DropHeaders
-from server.pool import AdapterPool
-from server.routing import Router
+from server.live import Live, start_live
 from server.settings import Settings
+from server.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -34,31 +47,47 @@ def create_app(
     base: BaseModelInfo,
     on_engine_failure: Callable[[BaseException], None] = lambda error: None,
 ) -> FastAPI:
-    """The server over an open registry. `on_engine_failure` hears why the engine did not start."""
+    """The server over an open registry. `on_engine_failure` hears why the engine did not start.
 
-    async def start_engine(app: FastAPI) -> None:
+    Raises StoreError where the registry cannot be read.
+    """
+    view = RegistryView(registry, settings.registry_poll_seconds)
+
+    async def start() -> Live:
+        live = await start_live(settings, view, registry.store, canary, app.state)
+        log.info("ready", model=settings.base_name)
+        return live
+
+    async def keep_an_engine() -> None:
         try:
-            engine = await Engine.start(settings, app.state)
+            await supervisor.run()
         except Exception as error:
             log.error("engine_failed_to_start", exc_info=error)
             on_engine_failure(error)
-            return
-        app.state.pool = AdapterPool(engine)
-        app.state.router = Router(registry, app.state.pool, settings.base_name)
-        app.state.engine = engine
-        log.info("ready", model=settings.base_name)
+
+    async def listen_to_the_canary() -> None:
+        while True:
+            await asyncio.sleep(settings.canary_seconds)
+            live = supervisor.running
+            if live is None:
+                continue
+            with contextlib.suppress(ServerError):  # it died meanwhile: the supervisor's to mend
+                if not await canary.listen(live.engine, live.pool.loaded):
+                    live.give_up()
+
+    canary = Canary()
+    supervisor = Supervisor(start)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(start_engine(app))
+        tasks = [asyncio.create_task(work()) for work in (keep_an_engine, listen_to_the_canary)]
         try:
-            yield
+            with view:
+                yield
         finally:
-            starting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await starting
-            if app.state.engine is not None:
-                app.state.engine.stop()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     app = FastAPI(
         title="bapo-server",
@@ -70,15 +99,26 @@ def create_app(
     )
     app.state.settings = settings
     app.state.registry = registry
+    app.state.view = view
     app.state.base = base
-    app.state.engine = None
-    app.state.pool = None
-    for routes in (chat, completions, models, admin_adapters, admin_users, health):
+    app.state.canary = canary
+    app.state.supervisor = supervisor
+    for routes in (
+        chat,
+        completions,
+        models,
+        admin_adapters,
+        admin_users,
+        admin_groups,
+        admin_engine,
+        health,
+    ):
         app.include_router(routes.router)
     errors.install(app)
     # The last one added is the first to see a request.
+    app.add_middleware(RefreshAfterWrites, view=view)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    app.add_middleware(Authentication, registry=registry, admin_key=admin_key)
+    app.add_middleware(Authentication, view=view, admin_key=admin_key)
     app.add_middleware(
         BodyLimit, body_bytes=settings.max_body_bytes, upload_bytes=settings.max_upload_bytes
     )

@@ -11,12 +11,11 @@ import hashlib
 import hmac
 from dataclasses import replace
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from adapters.accounts import Caller, Role
-from adapters.registry import Registry
+from adapters.view import RegistryView
 from server.errors import NotAllowed, ServerError, Unauthenticated, error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
@@ -45,9 +44,9 @@ def speaking_for(caller: Caller, user_id: str | None) -> Caller:
 class Authentication:
     """ASGI middleware: puts `scope["state"]["caller"]`, or answers 401 and reaches nothing."""
 
-    def __init__(self, app: ASGIApp, registry: Registry, admin_key: str | None) -> None:
+    def __init__(self, app: ASGIApp, view: RegistryView, admin_key: str | None) -> None:
         self.app = app
-        self.registry = registry
+        self.view = view
         self._admin_digest = hashlib.sha256(admin_key.encode()).digest() if admin_key else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,18 +55,18 @@ class Authentication:
             return
         try:
             headers = Headers(scope=scope)
-            caller = await self._identify(presented_key(headers))
+            caller = self._identify(presented_key(headers))
             scope.setdefault("state", {})["caller"] = speaking_for(caller, headers.get("x-user-id"))
         except ServerError as error:
             await error_response(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    async def _identify(self, key: str) -> Caller:
+    def _identify(self, key: str) -> Caller:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         if self._admin_digest and hmac.compare_digest(digest, self._admin_digest):
             return CONFIGURED_ADMIN
-        caller = await run_in_threadpool(self.registry.accounts.verify_key, key)
+        caller = self.view.verify_key(key)
         if caller is None:
             raise Unauthenticated("this API key is not valid: ask the administrator for one")
         return caller

@@ -67,14 +67,19 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     from adapters.errors import AdapterError
     from adapters.registry import open_registry
     from server.engine import warm
-    from server.settings import load_settings
+    from server.settings import MEBIBYTE, load_settings
 
     try:
         settings = load_settings(config, **flags)
         listening = bind(settings.host, settings.port)
         base = describe_base(local_folder(settings.model), name=settings.base_name)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        registry = open_registry(settings.data_dir, settings.database_url)
+        registry = open_registry(
+            settings.data_dir,
+            settings.database_url,
+            settings.store_url,
+            cache_bytes=settings.store_cache_mebibytes * MEBIBYTE,
+        )
     except ValidationError as error:
         first = error.errors()[0]
         name = "_".join(str(part) for part in first["loc"])

@@ -5,6 +5,8 @@ Everything comes from the application's state, which `create_app` fills once.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Request
@@ -12,11 +14,14 @@ from fastapi import Depends, Header, Request
 from adapters.accounts import Caller, Role
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
+from adapters.view import RegistryView
+from server.canary import Canary
 from server.engine.vllm import Engine
 from server.errors import EngineUnavailable, NotAllowed
-from server.pool import AdapterPool
-from server.routing import Router
+from server.live import Live
+from server.routing import Routes
 from server.settings import Settings
+from server.supervisor import Supervisor
 
 
 def _caller(request: Request) -> Caller:
@@ -33,25 +38,40 @@ def _registry(request: Request) -> Registry:
     return cast(Registry, request.app.state.registry)
 
 
-def _engine(request: Request) -> Engine:
-    engine: Engine | None = request.app.state.engine
-    if engine is None:
+def _view(request: Request) -> RegistryView:
+    return cast(RegistryView, request.app.state.view)
+
+
+def _supervisor(request: Request) -> Supervisor[Live]:
+    return cast("Supervisor[Live]", request.app.state.supervisor)
+
+
+def _canary(request: Request) -> Canary:
+    return cast(Canary, request.app.state.canary)
+
+
+def _optional_live(supervisor: Annotated[Supervisor[Live], Depends(_supervisor)]) -> Live | None:
+    return supervisor.running
+
+
+def _live(live: Annotated[Live | None, Depends(_optional_live)]) -> Live:
+    if live is None:
         raise EngineUnavailable("the engine is starting; try again in a few seconds")
-    if not engine.alive:
-        raise EngineUnavailable("the engine has stopped; try again later")
-    return engine
+    return live
 
 
-def _optional_pool(request: Request) -> AdapterPool | None:
-    return cast("AdapterPool | None", request.app.state.pool)
+def _engine(live: Annotated[Live, Depends(_live)]) -> Engine:
+    return live.engine
 
 
 def _base(request: Request) -> BaseModelInfo:
     return cast(BaseModelInfo, request.app.state.base)
 
 
-def _router(request: Request, engine: Annotated[Engine, Depends(_engine)]) -> Router:
-    return cast(Router, request.app.state.router)
+async def _routes(live: Annotated[Live, Depends(_live)]) -> AsyncIterator[Routes]:
+    """Ends, and gives the adapter back, once the last byte of the answer is sent."""
+    async with AsyncExitStack() as held:
+        yield Routes(live.router, held)
 
 
 def _settings(request: Request) -> Settings:
@@ -72,9 +92,13 @@ def _adapter_header(
 CallerDep = Annotated[Caller, Depends(_caller)]
 AdminDep = Annotated[Caller, Depends(_admin)]
 RegistryDep = Annotated[Registry, Depends(_registry)]
+ViewDep = Annotated[RegistryView, Depends(_view)]
 EngineDep = Annotated[Engine, Depends(_engine)]
-RouterDep = Annotated[Router, Depends(_router)]
-OptionalPool = Annotated[AdapterPool | None, Depends(_optional_pool)]
+RoutesDep = Annotated[Routes, Depends(_routes)]
+LiveDep = Annotated[Live, Depends(_live)]
+OptionalLive = Annotated[Live | None, Depends(_optional_live)]
+CanaryDep = Annotated[Canary, Depends(_canary)]
+SupervisorDep = Annotated[Supervisor[Live], Depends(_supervisor)]
 BaseDep = Annotated[BaseModelInfo, Depends(_base)]
 SettingsDep = Annotated[Settings, Depends(_settings)]
 AdapterHeader = Annotated[str | None, Depends(_adapter_header)]

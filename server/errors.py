@@ -54,6 +54,18 @@ class EngineUnavailable(ServerError):
     status, type, code = 503, "server_error", "engine_unavailable"
 
 
+class AdapterBusy(ServerError):
+    """Too many different adapters are wanted at once; the client should come back."""
+
+    status, type, code = 503, "server_error", "adapter_busy"
+
+
+class AdapterQuarantined(ServerError):
+    """The adapter is held back, since the engine went wrong with it."""
+
+    status, type, code = 409, "invalid_request_error", "adapter_quarantined"
+
+
 class EngineRefusal(ServerError):
     """vLLM answered with an error of its own: its status and words, in our shape."""
 
@@ -86,11 +98,13 @@ MEANINGS: dict[type[domain.AdapterError], Meaning] = {
     domain.AdapterNotFound: _NOT_FOUND,
     domain.VersionNotFound: _NOT_FOUND,
     domain.UserNotFound: Meaning(404, "invalid_request_error", "user_not_found"),
+    domain.GroupNotFound: Meaning(404, "invalid_request_error", "group_not_found"),
     domain.KeyNotFound: Meaning(404, "invalid_request_error", "key_not_found"),
     domain.Forbidden: _NOT_FOUND,  # so that names cannot be probed
     domain.Conflict: Meaning(409, "invalid_request_error", "conflict"),
     domain.VersionConflict: Meaning(409, "invalid_request_error", "version_conflict"),
     domain.AlreadyExists: Meaning(409, "invalid_request_error", "already_exists"),
+    domain.QuotaExceeded: Meaning(403, "permission_error", "quota_exceeded"),
     domain.StoreError: Meaning(503, "server_error", "store_unavailable"),
     domain.StoreFull: Meaning(507, "server_error", "store_full"),
     domain.CorruptArtifact: Meaning(503, "server_error", "corrupt_artifact"),

@@ -1,53 +1,206 @@
-"""Which adapter versions the engine holds: loads one at its first use, forgets it when retired.
+"""Which adapter versions the engine holds, from the store's files to host memory to a slot.
 
-Owns the set of loaded versions and one lock per version that is being loaded. It neither decides
-who may use a version nor knows vLLM. Slots and host memory are evicted by the engine, which reads
-the immutable files again when it needs them.
-Invariant: however many requests want a version at once, it is loaded once.
+Owns residency: a version is read once however many want it, stays until the room is needed for
+another, and leaves when it is retired and its last request has ended. Least recently used goes
+first; room is counted in bytes, since ranks differ. Whose turn it is, is `admission.FairSlots`'.
+Neither decides who may use a version nor knows vLLM.
+Invariant: what a request uses is neither evicted nor removed before the request has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from adapters.registry import AdapterVersion
+from server.admission import FairSlots
+
+log = structlog.get_logger(__name__)
+
+Lease = Callable[[str], AbstractContextManager[Path]]
+"""From a digest to its files, verified and held for as long as the context lasts. Blocks."""
 
 
 class AdapterHost(Protocol):
-    """What the pool needs of an engine."""
+    """What the pool needs of an engine; each call raises what the engine says."""
 
-    async def add_adapter(self, name: str, engine_id: int, folder: Path) -> None: ...
-    async def remove_adapter(self, name: str, engine_id: int) -> None: ...
+    @property
+    def bytes_a_byte(self) -> float:
+        """Host memory for each byte of an adapter's file: 2 where bf16 becomes fp32."""
+
+    async def stage_adapter(self, name: str, engine_id: int, folder: Path) -> None:
+        """Read it into host memory, beside the engine's steps."""
+
+    async def add_adapter(self, name: str, engine_id: int, folder: Path) -> None:
+        """Give it a slot, and make it known by its name."""
+
+    async def remove_adapter(self, name: str, engine_id: int) -> None:
+        """Free slot and memory, whatever of it is there."""
+
+
+@dataclass
+class _Resident:
+    """A version on its way into the engine, or there."""
+
+    version: AdapterVersion
+    bytes: int
+    users: int = 0
+    """Requests that use it or wait for it."""
+    folder: Path | None = None
+    """Where it was read from."""
+    staging: asyncio.Task[None] | None = None
+    adding: asyncio.Task[None] | None = None
+    is_known: bool = True
+    """False once it is retired, evicted or failed: the next request begins anew."""
 
 
 class AdapterPool:
-    def __init__(self, host: AdapterHost) -> None:
+    """One for each engine; used from one event loop only."""
+
+    def __init__(
+        self, host: AdapterHost, lease: Lease, slots: FairSlots[int], *, memory_bytes: int
+    ) -> None:
+        self.slots = slots
         self._host = host
-        self._loaded: dict[int, str] = {}  # engine id → name
-        self._loading: dict[int, asyncio.Lock] = {}
+        self._lease = lease
+        self._memory_bytes = memory_bytes
+        # By engine id, least recently used first.
+        self._residents: OrderedDict[int, _Resident] = OrderedDict()
+        self._leaving: dict[int, asyncio.Task[None]] = {}
+        self.bytes = 0
+        """Host memory of what is in the engine or on its way there."""
 
-    async def admit(self, version: AdapterVersion, folder: Path) -> str:
-        """Make sure that the engine can answer with `version`; returns its name there."""
-        if version.engine_id not in self._loaded:
-            lock = self._loading.setdefault(version.engine_id, asyncio.Lock())
-            try:
-                async with lock:
-                    if version.engine_id not in self._loaded:
-                        await self._host.add_adapter(version.ref, version.engine_id, folder)
-                        self._loaded[version.engine_id] = version.ref
-            finally:
-                self._loading.pop(version.engine_id, None)
-        return version.ref
+    @asynccontextmanager
+    async def using(self, version: AdapterVersion) -> AsyncIterator[str]:
+        """Inside, the engine can answer with `version`; gives its name there.
 
-    async def forget(self, adapter_id: str) -> None:
-        """Take every version of a retired adapter out of the engine."""
-        for engine_id, name in list(self._loaded.items()):
-            if name.rpartition("@")[0] == adapter_id:
-                del self._loaded[engine_id]
-                await self._host.remove_adapter(name, engine_id)
+        Raises AdapterBusy after too long a wait for a turn, and what loading raises.
+        """
+        resident = self._resident(version)
+        resident.users += 1
+        try:
+            if self.bytes + resident.bytes <= self._memory_bytes:
+                self._stage(resident)  # while others have their turn
+            async with self.slots.turn(version.engine_id):
+                # Shielded: a client that leaves must not take it from the others who want it.
+                await asyncio.shield(self._stage(resident))
+                await asyncio.shield(self._add(resident))
+                yield version.ref
+        finally:
+            resident.users -= 1
+            if not resident.users and resident.staging is None:
+                self._unlist(resident)  # it gave up before its turn
+            elif not resident.users and not resident.is_known:
+                self._remove(resident)
+
+    def retire(self, adapter_id: str) -> None:
+        """Take every version of an adapter out of the engine, each when its last request ends."""
+        for resident in list(self._residents.values()):
+            if resident.version.adapter_id == adapter_id:
+                self._unlist(resident)
+                if not resident.users:
+                    self._remove(resident)
 
     @property
-    def loaded(self) -> list[str]:
-        return sorted(self._loaded.values())
+    def loaded(self) -> list[AdapterVersion]:
+        """The versions that the engine holds, least recently used first."""
+        return [r.version for r in self._residents.values() if _succeeded(r.adding)]
+
+    def _resident(self, version: AdapterVersion) -> _Resident:
+        resident = self._residents.get(version.engine_id)
+        if resident is None:
+            size = int(version.bytes * self._host.bytes_a_byte)
+            resident = self._residents[version.engine_id] = _Resident(version, size)
+        self._residents.move_to_end(version.engine_id)
+        return resident
+
+    def _stage(self, resident: _Resident) -> asyncio.Task[None]:
+        if resident.staging is None:
+            self._make_room(resident.bytes)
+            self.bytes += resident.bytes
+            resident.staging = self._begin(resident, self._read(resident))
+        return resident.staging
+
+    def _add(self, resident: _Resident) -> asyncio.Task[None]:
+        if resident.adding is None:
+            resident.adding = self._begin(resident, self._give_slot(resident))
+        return resident.adding
+
+    def _begin(self, resident: _Resident, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # Whoever waits hears why it failed, and the next one to ask tries again.
+            if (task.cancelled() or task.exception()) and resident.is_known:
+                self._unlist(resident)
+                if not resident.users:
+                    self._remove(resident)
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _read(self, resident: _Resident) -> None:
+        version = resident.version
+        if before := self._leaving.get(version.engine_id):
+            await asyncio.wait([before])  # or its removal would take the new one away
+        with await asyncio.to_thread(self._lease, version.digest) as folder:
+            resident.folder = folder
+            await self._host.stage_adapter(version.ref, version.engine_id, folder)
+
+    async def _give_slot(self, resident: _Resident) -> None:
+        version = resident.version
+        if resident.folder is None:
+            raise RuntimeError("a slot comes after reading")
+        await self._host.add_adapter(version.ref, version.engine_id, resident.folder)
+        log.info("adapter_loaded", adapter=version.ref, bytes=resident.bytes)
+
+    def _make_room(self, size: int) -> None:
+        """Evict what nobody uses, the oldest first, until so much more fits.
+
+        What is in use stays, so the budget can be exceeded by the adapters that have a turn.
+        """
+        for resident in list(self._residents.values()):
+            if self.bytes + size <= self._memory_bytes:
+                return
+            if not resident.users and resident.staging is not None:
+                self._unlist(resident)
+                self._remove(resident)
+
+    def _unlist(self, resident: _Resident) -> None:
+        resident.is_known = False
+        if self._residents.get(resident.version.engine_id) is resident:
+            del self._residents[resident.version.engine_id]
+
+    def _remove(self, resident: _Resident) -> None:
+        """Free what a version without users takes in the engine."""
+        if resident.staging is None:
+            return
+        self.bytes -= resident.bytes
+        engine_id = resident.version.engine_id
+        leaving = asyncio.create_task(self._leave(resident))
+        self._leaving[engine_id] = leaving
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if self._leaving.get(engine_id) is task:
+                del self._leaving[engine_id]
+
+        leaving.add_done_callback(ended)
+
+    async def _leave(self, resident: _Resident) -> None:
+        tasks = [task for task in (resident.staging, resident.adding) if task is not None]
+        await asyncio.wait(tasks)
+        try:
+            await self._host.remove_adapter(resident.version.ref, resident.version.engine_id)
+        except Exception as error:
+            log.warning("adapter_not_removed", adapter=resident.version.ref, exc_info=error)
+
+
+def _succeeded(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is None

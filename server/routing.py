@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +19,9 @@ from starlette.concurrency import run_in_threadpool
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound, InvalidName
 from adapters.names import AdapterRef, parse_ref
-from adapters.registry import AdapterVersion, Registry
+from adapters.registry import AdapterVersion
+from adapters.view import NotInMemory, RegistryView
+from server.canary import Canary
 from server.errors import BadRequest
 from server.pool import AdapterPool
 
@@ -47,12 +50,19 @@ def _wished_by_model(model: str | None, base_name: str) -> AdapterRef | None:
 
 
 def select(
-    registry: Registry, caller: Caller, header: str | None, model: str | None, base_name: str
+    view: RegistryView,
+    caller: Caller,
+    header: str | None,
+    model: str | None,
+    base_name: str,
+    *,
+    blocking: bool = True,
 ) -> AdapterVersion | None:
     """The version to answer with, None for the base.
 
     Raises AdapterNotFound (unknown, retired, inactive or forbidden alike) and BadRequest (header
-    and `model` disagree).
+    and `model` disagree); without `blocking` NotInMemory where the view would have to ask the
+    registry.
     """
     by_header = _wish(header) if header else None
     by_model = _wished_by_model(model, base_name)
@@ -63,13 +73,16 @@ def select(
         )
     wish = by_header or by_model
     if wish is None:
-        return registry.assigned(caller.user_id) if caller.user_id else None
+        return view.assigned(caller.user_id) if caller.user_id else None
     if wish == BASE_REF:
         return None
     version = wish.version or (by_model.version if by_model else None)
-    is_admin = caller.role is Role.ADMIN
-    return registry.resolve(
-        wish.adapter_id, version=version, user_id=caller.user_id, is_admin=is_admin
+    return view.resolve(
+        wish.adapter_id,
+        version,
+        user_id=caller.user_id,
+        is_admin=caller.role is Role.ADMIN,
+        blocking=blocking,
     )
 
 
@@ -90,25 +103,54 @@ class Route:
 class Router:
     """Takes a request's selection to a loaded adapter; one for the application."""
 
-    def __init__(self, registry: Registry, pool: AdapterPool, base_name: str) -> None:
-        self._registry = registry
+    def __init__(
+        self, view: RegistryView, pool: AdapterPool, canary: Canary, base_name: str
+    ) -> None:
+        self._view = view
+        self._canary = canary
         self._pool = pool
         self._base_name = base_name
         # Only this process's prefix cache ever sees a salt, so the secret can die with it.
         self._salt_secret = secrets.token_bytes(32)
 
-    async def route(self, caller: Caller, header: str | None, model: str | None) -> Route:
-        """Select, load if need be, and salt. Raises what `select` and the pool raise."""
-        version = await run_in_threadpool(
-            select, self._registry, caller, header, model, self._base_name
-        )
+    async def route(
+        self, caller: Caller, header: str | None, model: str | None, held: AsyncExitStack
+    ) -> Route:
+        """Select, wait for a turn, load if need be, and salt. Raises what these raise.
+
+        The adapter is the request's until `held` is closed.
+        """
+        version = await self._select(caller, header, model)
         salt = self._cache_salt(caller)
         if version is None:
             return Route(self._base_name, salt, BASE)
-        folder = await run_in_threadpool(self._registry.store.path, version.digest)
-        return Route(await self._pool.admit(version, folder), salt, version.ref)
+        self._canary.refuse_quarantined(version)
+        name = await held.enter_async_context(self._pool.using(version))
+        return Route(name, salt, version.ref)
+
+    async def _select(
+        self, caller: Caller, header: str | None, model: str | None
+    ) -> AdapterVersion | None:
+        """From memory; in a thread where an older version is asked for by its number, once."""
+        wish = (self._view, caller, header, model, self._base_name)
+        try:
+            return select(*wish, blocking=False)
+        except NotInMemory:
+            return await run_in_threadpool(select, *wish)
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""
         tenant = f"user:{caller.user_id}" if caller.user_id else f"key:{caller.key_id}"
         return hmac.new(self._salt_secret, tenant.encode(), hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The router for one request; what it holds is given back when the request has ended."""
+
+    router: Router
+    held: AsyncExitStack
+
+    async def route(self, caller: Caller, header: str | None, model: str | None) -> Route:
+        """See `Router.route`."""
+        return await self.router.route(caller, header, model, self.held)

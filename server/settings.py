@@ -41,6 +41,15 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="SQLAlchemy URL of the registry (default: SQLite in the data folder)"
     )
+    registry_poll_seconds: float = Field(
+        0.25, gt=0, le=60, description="how often changes by other servers are looked for, seconds"
+    )
+    store_url: str | None = Field(
+        None, description="object store of adapters, s3://bucket/prefix (default: the data folder)"
+    )
+    store_cache_mebibytes: int = Field(
+        20 * 1024, ge=1, description="disk for adapters fetched from an object store, MiB"
+    )
     admin_key: SecretStr | None = Field(
         None, description="admin key to accept; without it the first start makes one and prints it"
     )
@@ -51,7 +60,18 @@ class Settings(BaseSettings):
     max_lora_rank: int = Field(
         16, description="largest adapter rank served; every slot reserves this much"
     )
-    max_cpu_loras: int = Field(64, ge=1, description="adapters kept in host memory")
+    adapter_memory_mebibytes: int = Field(
+        1024, ge=1, description="host memory for loaded adapters, MiB; the least used make room"
+    )
+    adapter_turn_seconds: float = Field(
+        1.0, ge=0, description="how long an adapter in use may be joined while others wait for it"
+    )
+    adapter_wait_seconds: float = Field(
+        30.0, gt=0, description="longest wait for a slot, when more adapters are wanted than fit"
+    )
+    canary_seconds: float = Field(
+        30.0, gt=0, description="pause between two checks that the base still answers as at first"
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="longest prompt and answer together, tokens (default: the model's)"
     )
@@ -79,6 +99,10 @@ class Settings(BaseSettings):
     def base_name(self) -> str:
         """What clients call the base model."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def adapter_memory_bytes(self) -> int:
+        return self.adapter_memory_mebibytes * MEBIBYTE
 
     @property
     def max_upload_bytes(self) -> int:

@@ -28,7 +28,12 @@ PREFERENCES = ROOT / "examples" / "preferences"
 
 # Fewer slots than adapters, and as little host memory, so that adapters are evicted and read
 # again all the time; float32, so that answers can be compared token by token on any CPU.
-SMALL = {"BAPO_MAX_LORAS": "2", "BAPO_MAX_CPU_LORAS": "2", "BAPO_DTYPE": "float32"}
+SMALL = {
+    "BAPO_MAX_LORAS": "2",
+    "BAPO_ADAPTER_MEMORY_MEBIBYTES": "1",
+    "BAPO_DTYPE": "float32",
+    "BAPO_ADAPTER_TURN_SECONDS": "0.2",
+}
 
 
 @pytest.fixture(scope="session")
@@ -68,4 +73,4 @@ def served(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
         for taste, folder in folders.items():
             server.upload(taste, folder)
             keys[taste] = server.create_user(f"likes-{taste}", taste)
-        yield Served(server, keys, folders)
+        yield Served(server, keys, folders, work / "data")

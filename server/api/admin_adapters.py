@@ -16,10 +16,12 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
 from adapters.files import write_durably
+from adapters.limits import Limits
 from adapters.registry import AdapterVersion
-from adapters.validation import Limits
-from server.dependencies import AdminDep, BaseDep, OptionalPool, RegistryDep, SettingsDep
+from adapters.shapes import version_body
+from server.dependencies import AdminDep, BaseDep, OptionalLive, RegistryDep, SettingsDep
 from server.errors import BadRequest
+from server.pages import After, Limit, page, plus_one
 
 router = APIRouter(prefix="/admin/adapters", tags=["admin"])
 
@@ -33,23 +35,18 @@ class Activation(BaseModel):
     expected_version: int | None = Field(None, ge=0, description="refuse unless this one is active")
 
 
+class Rollback(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    expected_version: int | None = Field(None, ge=0, description="refuse unless this one is active")
+
+
 class Grants(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     everyone: bool = False
     users: list[str] = []
-
-
-def version_body(version: AdapterVersion) -> dict[str, Any]:
-    return {
-        "adapter": version.adapter_id,
-        "version": version.version,
-        "ref": version.ref,
-        "digest": version.digest,
-        "rank": version.rank,
-        "bytes": version.bytes,
-        "created": version.created.isoformat(),
-    }
+    groups: list[str] = []
 
 
 def _save(parts: list[UploadFile], folder: Path) -> None:
@@ -106,8 +103,11 @@ async def upload_version(
 
 
 @router.get("")
-async def list_adapters(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
-    return {"data": await run_in_threadpool(registry.list_adapters)}
+async def list_adapters(
+    admin: AdminDep, registry: RegistryDep, after: After = None, limit: Limit = None
+) -> dict[str, Any]:
+    """Every adapter that is not retired, by name; with `limit` a page of them."""
+    return page(await run_in_threadpool(registry.list_adapters, after, plus_one(limit)), limit)
 
 
 @router.post("/{adapter_id:path}/activate")
@@ -128,10 +128,16 @@ async def activate_version(
 
 
 @router.post("/{adapter_id:path}/rollback")
-async def roll_back(adapter_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
-    """Back to the version that was active before."""
-    version = await run_in_threadpool(registry.rollback, adapter_id, actor=admin.key_id)
-    return version_body(version)
+async def roll_back(
+    adapter_id: str, admin: AdminDep, registry: RegistryDep, wish: Rollback | None = None
+) -> dict[str, Any]:
+    """Back to the version that was active before; again, to the one before that."""
+
+    def roll_back() -> AdapterVersion:
+        expected = wish.expected_version if wish else None
+        return registry.rollback(adapter_id, expected, actor=admin.key_id)
+
+    return version_body(await run_in_threadpool(roll_back))
 
 
 @router.put("/{adapter_id:path}/grants")
@@ -142,7 +148,11 @@ async def set_grants(
 
     def grant() -> None:
         registry.set_grants(
-            adapter_id, everyone=grants.everyone, users=grants.users, actor=admin.key_id
+            adapter_id,
+            everyone=grants.everyone,
+            users=grants.users,
+            groups=grants.groups,
+            actor=admin.key_id,
         )
 
     await run_in_threadpool(grant)
@@ -156,9 +166,9 @@ async def get_adapter(adapter_id: str, admin: AdminDep, registry: RegistryDep) -
 
 @router.delete("/{adapter_id:path}", status_code=204)
 async def retire(
-    adapter_id: str, admin: AdminDep, registry: RegistryDep, pool: OptionalPool
+    adapter_id: str, admin: AdminDep, registry: RegistryDep, live: OptionalLive
 ) -> None:
     """Retire for good: its name and versions stay taken, nobody can ask for it again."""
     await run_in_threadpool(registry.retire, adapter_id, actor=admin.key_id)
-    if pool is not None:
-        await pool.forget(adapter_id)
+    if live is not None:
+        live.pool.retire(adapter_id)

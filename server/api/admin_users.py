@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.accounts import Role
+from adapters.shapes import user_body
 from server.dependencies import AdminDep, RegistryDep
+from server.pages import After, Limit, page, plus_one
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -39,14 +41,17 @@ async def create_user(user: NewUser, admin: AdminDep, registry: RegistryDep) -> 
 
 
 @router.get("/users")
-async def list_users(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
-    users = await run_in_threadpool(registry.accounts.list_users)
-    return {"data": [{"id": user.id, "created": user.created.isoformat()} for user in users]}
+async def list_users(
+    admin: AdminDep, registry: RegistryDep, after: After = None, limit: Limit = None
+) -> dict[str, Any]:
+    """Every user, by name; with `limit` a page of them."""
+    users = await run_in_threadpool(registry.accounts.list_users, after, plus_one(limit))
+    return page([user_body(user) for user in users], limit)
 
 
 @router.delete("/users/{user_id:path}", status_code=204)
 async def delete_user(user_id: str, admin: AdminDep, registry: RegistryDep) -> None:
-    """Delete the user with his keys and his assignment."""
+    """Delete the user with his keys, grants, memberships and quota."""
     await run_in_threadpool(registry.accounts.delete_user, user_id, actor=admin.key_id)
 
 
@@ -61,6 +66,12 @@ async def create_key(
 
     key_id, secret = await run_in_threadpool(create)
     return {"id": key_id, "key": secret, "role": key.role}
+
+
+@router.delete("/keys/{key_id}", status_code=204)
+async def revoke_key(key_id: str, admin: AdminDep, registry: RegistryDep) -> None:
+    """The key is refused from now on."""
+    await run_in_threadpool(registry.accounts.revoke_key, key_id, actor=admin.key_id)
 
 
 @router.put("/users/{user_id:path}/assignment")

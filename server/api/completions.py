@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from server.dependencies import AdapterHeader, CallerDep, EngineDep, RouterDep
+from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep
 from server.engine.vllm import CompletionRequest
 
 router = APIRouter(tags=["inference"])
@@ -17,7 +17,7 @@ async def create_completion(
     caller: CallerDep,
     adapter: AdapterHeader,
     engine: EngineDep,
-    routes: RouterDep,
+    routes: RoutesDep,
 ) -> Response:
     route = await routes.route(caller, adapter, request.model)
     request.model, request.cache_salt = route.model, route.cache_salt

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound
-from adapters.registry import AdapterVersion, Registry
-from server.dependencies import CallerDep, RegistryDep, SettingsDep
+from adapters.registry import AdapterVersion
+from server.dependencies import CallerDep, SettingsDep, ViewDep
 
 router = APIRouter(tags=["models"])
 
@@ -31,26 +29,24 @@ def _adapter_card(version: AdapterVersion, base_name: str) -> dict[str, Any]:
     }
 
 
-def _usable(registry: Registry, caller: Caller) -> Sequence[AdapterVersion]:
-    return registry.usable(user_id=caller.user_id, is_admin=caller.role is Role.ADMIN)
+def _rights(caller: Caller) -> dict[str, Any]:
+    return {"user_id": caller.user_id, "is_admin": caller.role is Role.ADMIN}
 
 
 @router.get("/v1/models")
-async def list_models(
-    caller: CallerDep, registry: RegistryDep, settings: SettingsDep
-) -> dict[str, Any]:
-    usable = await run_in_threadpool(_usable, registry, caller)
+async def list_models(caller: CallerDep, view: ViewDep, settings: SettingsDep) -> dict[str, Any]:
+    usable = view.usable(**_rights(caller))
     cards = [_adapter_card(version, settings.base_name) for version in usable]
     return {"object": "list", "data": [_base_card(settings.base_name), *cards]}
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(
-    model: str, caller: CallerDep, registry: RegistryDep, settings: SettingsDep
+    model: str, caller: CallerDep, view: ViewDep, settings: SettingsDep
 ) -> dict[str, Any]:
     if model in (settings.base_name, "base"):
         return _base_card(settings.base_name)
-    for version in await run_in_threadpool(_usable, registry, caller):
-        if model in (version.adapter_id, version.ref):
-            return _adapter_card(version, settings.base_name)
-    raise AdapterNotFound(model)
+    version = view.resolve(model.partition("@")[0], **_rights(caller))
+    if model not in (version.adapter_id, version.ref):
+        raise AdapterNotFound(model)
+    return _adapter_card(version, settings.base_name)

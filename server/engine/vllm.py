@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,8 +30,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
+from vllm.sampling_params import SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -47,6 +50,13 @@ T = TypeVar("T")
 
 # Request headers by which a client could steer vLLM's scheduling; the server takes them out.
 STEERING_HEADERS = frozenset({b"x-data-parallel-rank", b"x-session-id", b"x-vllm-priority"})
+MANY = 1_000_000
+"""vLLM's own bound on loaded adapters counts them; the pool's counts bytes, and is the one."""
+STAGING_POLLS = (0.002, 0.05)
+"""Seconds between two questions whether an adapter has been read: at first, and at most."""
+WATCH_SECONDS = 0.5
+"""Between two looks whether the engine that is to answer is still alive."""
+CANARY_TOKENS = 8
 CLIENT_CLOSED = 499  # nginx's status for a client that left; nobody is there to read it
 
 
@@ -70,7 +80,8 @@ def engine_arguments(settings: Settings) -> list[str]:
         "dtype": compute_dtype(settings.dtype),
         "enable_lora": True,
         "max_loras": settings.max_loras,
-        "max_cpu_loras": max(settings.max_cpu_loras, settings.max_loras),
+        "max_cpu_loras": MANY,
+        "worker_extension_cls": "server.engine.worker.AdapterStaging",
         "max_lora_rank": settings.max_lora_rank,
         "max_model_len": settings.max_model_len,
     }
@@ -96,6 +107,7 @@ class Engine:
     def __init__(self, llm: AsyncLLM, state: State, name: str) -> None:
         self._llm = llm
         self._state = state
+        self._stopped = False
         self.base_name = name
 
     @classmethod
@@ -118,26 +130,72 @@ class Engine:
         return cls(llm, state, settings.base_name)
 
     def stop(self) -> None:
+        self._stopped = True
         self._llm.shutdown()
+
+    def give_up(self) -> None:
+        """Count as dead from now on; whoever waits for an answer hears it now. On the event loop.
+
+        vLLM's shutdown alone leaves them waiting for ever.
+        """
+        self._stopped = True
+        self._llm.output_processor.propagate_error(EngineDeadError())
 
     @property
     def alive(self) -> bool:
-        return not self._llm.errored
+        return not (self._stopped or self._llm.errored)
+
+    async def base_answer(self, question: str) -> tuple[int, ...]:
+        """The base's greedy answer, token ids; nothing of it comes from a cache."""
+        chat: Any = self._llm.get_tokenizer().apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+        )
+        ids = self._llm.get_tokenizer()(chat, add_special_tokens=False)["input_ids"]
+        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=secrets.token_hex(16))
+        greedy = SamplingParams(temperature=0, max_tokens=CANARY_TOKENS)
+
+        async def answer() -> tuple[int, ...]:
+            found: tuple[int, ...] = ()
+            async for output in self._llm.generate(
+                prompt, greedy, f"canary-{secrets.token_hex(8)}"
+            ):
+                found = tuple(output.outputs[0].token_ids)
+            return found
+
+        return await self._guarded(lambda: self._while_alive(answer()))
 
     @property
     def max_model_len(self) -> int:
         return int(self._llm.model_config.max_model_len)
 
+    @property
+    def bytes_a_byte(self) -> float:
+        """Host memory for each byte of an adapter's file, which holds bf16."""
+        return float(self._llm.vllm_config.lora_config.lora_dtype.itemsize) / 2
+
+    async def stage_adapter(self, name: str, engine_id: int, folder: Path) -> None:
+        """Have the worker read the adapter in `folder`, beside its steps."""
+        await self._ask_workers("stage_adapter", name, engine_id, str(folder))
+        pause, longest = STAGING_POLLS
+        while not all(await self._ask_workers("adapter_is_staged", engine_id)):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)
+
     async def add_adapter(self, name: str, engine_id: int, folder: Path) -> None:
-        """Load the adapter in `folder` and make it known to the handlers as `name`."""
+        """Give a staged adapter a slot, and make it known to the handlers as `name`."""
         request = LoRARequest(name, engine_id, str(folder))
-        await self._guarded(lambda: self._llm.add_lora(request))
+        await self._guarded(lambda: self._while_alive(self._llm.add_lora(request)))
         self._state.openai_serving_models.lora_requests[name] = request
 
     async def remove_adapter(self, name: str, engine_id: int) -> None:
         """Forget the adapter and free its memory; unknown ones are fine."""
         self._state.openai_serving_models.lora_requests.pop(name, None)
-        await self._guarded(lambda: self._llm.remove_lora(engine_id))
+        await self._ask_workers("forget_adapter", engine_id)
+
+    async def resident_adapters(self) -> dict[str, list[int]]:
+        """Engine ids in the worker's memory ("host"), and of those the ones in a slot ("slots")."""
+        found: dict[str, list[int]] = (await self._ask_workers("resident_adapters"))[0]
+        return found
 
     async def chat(self, request: ChatCompletionRequest, raw_request: Request) -> Response:
         return await self._call(create_chat_completion, request, raw_request)
@@ -155,6 +213,24 @@ class Engine:
             error = json.loads(bytes(response.body))["error"]
             raise _refusal(error["message"], response.status_code, error.get("param"))
         return response
+
+    async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of `worker.AdapterStaging`; one answer from each worker."""
+        return await self._guarded(
+            lambda: self._while_alive(self._llm.collective_rpc(method, args=args))
+        )
+
+    async def _while_alive(self, call: Awaitable[T]) -> T:
+        """The call's result; vLLM leaves calls to an engine that died unanswered for ever."""
+        waiting = asyncio.ensure_future(call)
+        try:
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=WATCH_SECONDS)
+                if not self.alive and not waiting.done():
+                    raise EngineDeadError
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     async def _guarded(self, call: Callable[[], Awaitable[T]]) -> T:
         """The call's result, its errors in our words."""

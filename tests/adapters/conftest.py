@@ -1,9 +1,12 @@
 """What the tests of this room share: a small base, and folders of adapters made byte by byte."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,16 @@ import pytest
 
 from adapters.artifact import Manifest, write_manifest
 from adapters.base import BaseModelInfo
-from adapters.registry import Registry, open_registry
+from adapters.db import connect
+from adapters.migrate import upgrade
+from adapters.registry import AdapterVersion, Registry, open_registry
 from adapters.tensorfile import encode_bf16, header_bytes
+
+from postgres import Postgres, postgres
 
 Q, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
 RANK = 4
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -108,9 +116,84 @@ def file_limit() -> Callable[[int], AbstractContextManager[None]]:
     return limited
 
 
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A real PostgreSQL server, one for the session; whoever stops it starts it again."""
+    with postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres_server: Postgres) -> str:
+    """The name of a PostgreSQL database with our empty tables, for copying."""
+    url = postgres_server.create_database()
+    engine = connect(url)
+    upgrade(engine, lock=Path(os.devnull))
+    engine.dispose()
+    return url.rpartition("/")[2]
+
+
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """An empty registry in `tmp_path / "data"`."""
-    opened = open_registry(tmp_path / "data")
+def postgres_url(postgres_server: Postgres, migrated: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database of the test's own, with our empty tables."""
+    url = postgres_server.create_database(migrated)
+    yield url
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """An empty database; None is the one in the data folder."""
+    if request.param == "sqlite":
+        return None
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def registry(tmp_path: Path, database_url: str | None) -> Iterator[Registry]:
+    """An empty registry in `tmp_path / "data"`, on each kind of database."""
+    opened = open_registry(tmp_path / "data", database_url)
     yield opened
     opened.close()
+
+
+Publish = Callable[..., AdapterVersion]
+
+
+@pytest.fixture
+def publish(registry: Registry, craft: Callable[..., Path], base: BaseModelInfo) -> Publish:
+    """Publishes an adapter of its own content, or that of `seed`."""
+    seeds = iter(range(100, 200))
+
+    def one(name: str = "concise", seed: int | None = None, **options: Any) -> AdapterVersion:
+        folder = craft(seed=next(seeds) if seed is None else seed)
+        return registry.publish(name, folder, base=base, **options)
+
+    return one
+
+
+Child = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    """Runs code in a Python process of its own, spoken to by pipes; none outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", code, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        with suppress(BrokenPipeError):
+            process.__exit__(None, None, None)

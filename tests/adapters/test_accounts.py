@@ -1,12 +1,13 @@
 """A key proves who is calling, for as long as it is meant to."""
 
-import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from adapters.accounts import Accounts, Caller, Role
+from adapters.db import Base, reading
 from adapters.errors import AlreadyExists, InvalidName, KeyNotFound, UserNotFound
 from adapters.registry import Registry
 
@@ -89,25 +90,42 @@ def test_a_deleted_user_has_no_keys(accounts: Accounts) -> None:
     assert accounts.verify_key(text) is None
 
 
-def test_secrets_are_nowhere_on_the_disk(accounts: Accounts, tmp_path: Path) -> None:
-    _, text = accounts.create_key(Role.ADMIN)
-    secret = text.split("_", 2)[2].encode()
+def test_secrets_are_nowhere(registry: Registry, tmp_path: Path) -> None:
+    _, text = registry.accounts.create_key(Role.ADMIN)
+    secret = text.split("_", 2)[2]
+    with reading(registry.engine) as session:
+        rows = [row for t in Base.metadata.sorted_tables for row in session.execute(select(t))]
+    assert len(rows) == 2  # the key's and the log's
+    assert not any(secret in str(row) for row in rows)
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
-    assert len(files) >= 2
-    assert not any(secret in path.read_bytes() for path in files)
+    assert not any(secret.encode() in path.read_bytes() for path in files)
 
 
-def test_every_change_is_in_the_log(accounts: Accounts, tmp_path: Path) -> None:
+def test_every_change_is_in_the_log(registry: Registry) -> None:
+    accounts = registry.accounts
     accounts.create_user("alice", actor="root")
     key_id, _ = accounts.create_key(Role.USER, "alice", actor="root")
     accounts.revoke_key(key_id, actor="root")
     accounts.delete_user("alice", actor="root")
-    connection = sqlite3.connect(tmp_path / "data" / "registry.sqlite3")
-    rows = connection.execute("select actor, action, subject from audit order by id").fetchall()
-    connection.close()
-    assert rows == [
+    assert [(e.actor, e.action, e.subject) for e in reversed(registry.audit())] == [
         ("root", "user.create", "alice"),
         ("root", "key.create", key_id),
         ("root", "key.revoke", key_id),
         ("root", "user.delete", "alice"),
     ]
+
+
+@pytest.mark.parametrize("key_id", ["", "x\0y", "\ud800", "0" * 15, "G" * 16])
+def test_keys_that_cannot_be(accounts: Accounts, key_id: str) -> None:
+    assert accounts.verify_key(f"bapo_{key_id}_secret") is None
+    with pytest.raises(KeyNotFound):
+        accounts.revoke_key(key_id)
+
+
+def test_expiry_is_about_the_clock(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes back brings a key back until it has caught up, and nothing else."""
+    begun = datetime.now(UTC)
+    _, text = accounts.create_key(Role.ADMIN, expires=begun + timedelta(minutes=30))
+    for hours, valid in ((0, True), (1, False), (-1, True), (1, False)):
+        monkeypatch.setattr("adapters.accounts.now", lambda h=hours: begun + timedelta(hours=h))
+        assert (accounts.verify_key(text) is not None) == valid

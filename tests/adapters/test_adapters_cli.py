@@ -10,8 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from adapters.accounts_cli import groups_app, keys_app, quotas_app, users_app
 from adapters.base import POCKET, BaseModelInfo, describe_base
-from adapters.cli import adapters_app, db_app, keys_app, users_app
+from adapters.cli import adapters_app, db_app
 
 Run = Callable[..., Result]
 
@@ -68,6 +69,55 @@ def test_users_and_keys(run: Run, craft: Callable[..., Path]) -> None:
     assert run(keys_app, "create", "--role", "admin").output.startswith("bapo_")
     run(keys_app, "create", fails=True)
     run(db_app, "upgrade")
+
+
+def test_groups_grants_quotas_and_the_log(run: Run, craft: Callable[..., Path]) -> None:
+    run(adapters_app, "publish", "concise", craft(), "--activate")
+    for user in ("ann", "ben"):
+        run(users_app, "create", user)
+    run(groups_app, "create", "staff")
+    run(groups_app, "add", "staff", "ann", "ben")
+    run(groups_app, "remove", "staff", "ben")
+    (group,) = json.loads(run(groups_app, "list", "--json").output)
+    assert (group["id"], group["members"]) == ("staff", ["ann"])
+    run(adapters_app, "grant", "concise", "--group", "staff", "--user", "ben")
+    shown = json.loads(run(adapters_app, "show", "concise", "--json").output)
+    assert "ben" in json.dumps(shown)
+    assert "staff" in json.dumps(shown)
+    run(users_app, "assign", "ann", "concise")
+    run(users_app, "assign", "ann", "base")
+    run(groups_app, "delete", "staff")
+    run(quotas_app, "set", "ann", "--versions", 0)
+    (quota,) = json.loads(run(quotas_app, "list", "--json").output)
+    assert (quota["owner"], quota["max_versions"]) == ("ann", 0)
+    refused = run(adapters_app, "publish", "mine", craft(seed=1), "--owner", "ann", fails=True)
+    assert "retire an adapter first" in refused.stderr
+    run(quotas_app, "delete", "ann")
+    lines = json.loads(run(adapters_app, "audit", "concise", "--json").output)
+    assert [line["action"] for line in lines][-1] == "adapter.publish"
+    assert "subject" in run(adapters_app, "audit", "concise").output
+
+
+def test_collecting_exporting_and_importing(
+    run: Run, craft: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, seed in (("kept", 1), ("gone", 2)):
+        run(adapters_app, "publish", name, craft(seed=seed), "--activate")
+    run(adapters_app, "retire", "gone")
+    young = json.loads(run(adapters_app, "gc", "--json").output)
+    assert young["removed"] == 0
+    planned = json.loads(run(adapters_app, "gc", "--hours", 0, "--dry-run", "--json").output)
+    assert planned["removed"] == 1
+    assert json.loads(run(adapters_app, "gc", "--hours", 0, "--json").output) == planned
+    assert json.loads(run(adapters_app, "gc", "--hours", 0, "--json").output)["removed"] == 0
+    assert "1 of 1" in run(adapters_app, "verify").output
+    assert "exported" in run(adapters_app, "export", tmp_path / "moved").output
+    run(adapters_app, "export", tmp_path / "moved", fails=True)
+    new = ("--data-dir", tmp_path / "new")
+    assert "imported" in run(adapters_app, "import", tmp_path / "moved", *new, here=False).output
+    (row,) = json.loads(run(adapters_app, "list", "--json", *new, here=False).output)
+    assert (row["adapter"], row["active_version"]) == ("kept", 1)
+    run(adapters_app, "gc", "--server", "http://127.0.0.1:9", "--key", "k", fails=True)
 
 
 def test_bad_adapters_are_one_sentence(run: Run, craft: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapters.artifact import Manifest, artifact_digest, read_manifest, write_manifest
-from adapters.errors import InvalidAdapter
+from adapters.errors import InvalidAdapter, StoreFull
 
 RECORD: dict[str, Any] = {
     "name": "witty",
@@ -42,10 +42,11 @@ def test_times_are_utc() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
         ({"surprise": 1}, "surprise"),
         ({"base": {"name": "pocket", "fingerprint": "md5:1"}}, "fingerprint"),
         ({"created": "2026-01-01T00:00:00"}, "created"),
+        ({"created": "0001-01-01T00:00:00+14:00"}, "created"),
         ({"metrics": {"a": "much"}}, "metrics.a"),
         ({"metrics": {"a": 10**400}}, "metrics.a"),
         ({"name": "x" * 600}, "name"),
@@ -55,6 +56,28 @@ def test_a_manifest_that_does_not_fit(tmp_path: Path, change: dict[str, Any], sa
     (tmp_path / "manifest.json").write_text(json.dumps(RECORD | change))
     with pytest.raises(InvalidAdapter, match=says):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(RECORD | {"schema_version": 1}))
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None
+    assert (manifest.schema_version, manifest.producer, manifest.base.assumed) == (1, None, False)
+
+
+def test_a_strangers_keys_are_quoted(tmp_path: Path) -> None:
+    """No line breaks, no terminal's escape sequences, and not at any length."""
+    metrics = {"\n\x1b[31m" + "x" * 10**5: "much"}
+    (tmp_path / "manifest.json").write_text(json.dumps(RECORD | {"metrics": metrics}))
+    with pytest.raises(InvalidAdapter) as caught:
+        read_manifest(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_full_disk_is_said(tmp_path: Path, file_limit: Callable[[int], Any]) -> None:
+    with file_limit(10), pytest.raises(StoreFull):
+        write_manifest(tmp_path, Manifest.model_validate(RECORD))
 
 
 def test_the_digest_is_of_what_is_served(craft: Callable[..., Path]) -> None:

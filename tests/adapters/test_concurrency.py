@@ -1,44 +1,83 @@
 """Many at once, in threads and in processes, some of them killed: nothing is lost or torn."""
 
+import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select, text
 
 from adapters.base import BaseModelInfo
+from adapters.db import ActivationRow, reading, writing
 from adapters.errors import VersionConflict
 from adapters.registry import Registry, open_registry
 
-ROOT = Path(__file__).resolve().parents[2]
+from postgres import Postgres
 
-# Publishes the folders it is given, one after the other, and says each version that was made.
-PUBLISHER = """
-import sys
+Child = Callable[..., subprocess.Popen[str]]
+
+# Opens the registry and says "ready"; begins at a line on stdin, and says what was acknowledged.
+WORKER = """
+import json, sys
 from pathlib import Path
 from adapters.base import BaseModelInfo
+from adapters.errors import VersionConflict
 from adapters.registry import open_registry
 
-data, base, *folders = sys.argv[1:]
-registry = open_registry(Path(data))
+data, url, base, how, *folders = sys.argv[1:]
+base = BaseModelInfo.model_validate_json(base)
+registry = open_registry(Path(data), url or None)
 print("ready", flush=True)
+sys.stdin.readline()
+
+def say(*words):
+    print(json.dumps(words), flush=True)
+
+def swap(version):
+    while True:
+        active = registry.describe("shared")["active_version"] or 0
+        try:
+            registry.activate("shared", version, expected_version=active)
+            return say("swapped", active, version)
+        except VersionConflict:
+            continue
+
 for folder in folders:
-    made = registry.publish(
-        "shared", Path(folder), base=BaseModelInfo.model_validate_json(base), activate=True
-    )
-    print(made.engine_id, made.version, made.digest, flush=True)
+    made = registry.publish("shared", Path(folder), base=base, activate=how == "activate")
+    say("published", made.engine_id, made.version, made.digest)
+    if how == "swap":
+        swap(made.version)
+registry.close()
 """
 
 
-def publisher(data: Path, base: BaseModelInfo, folders: list[Path]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", PUBLISHER, str(data), base.model_dump_json()]
-    return subprocess.Popen(
-        [*command, *map(str, folders)], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
+def arguments(
+    data: Path, url: str | None, base: BaseModelInfo, how: str, folders: list[Path]
+) -> list[str]:
+    return [str(data), url or "", base.model_dump_json(), how, *map(str, folders)]
+
+
+def begun(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "ready\n"
+    process.stdin.write("go\n")
+    process.stdin.flush()
+
+
+Said = list[tuple[str | int, ...]]
+
+
+def acknowledged(processes: list[subprocess.Popen[str]]) -> Said:
+    """Everything that they have said, once all are done and well."""
+    said = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes)
+    return [tuple(json.loads(line)) for lines in said for line in lines.splitlines()]
 
 
 def test_threads_publish_at_once(
@@ -87,56 +126,93 @@ def test_only_one_of_many_swaps(
 def test_readers_are_not_held_up_by_a_writer(
     registry: Registry, craft: Callable[..., Path], base: BaseModelInfo
 ) -> None:
-    from adapters.db import writing
-
     registry.publish("shared", craft(), base=base, activate=True)
-    with writing(registry._engine) as session:
-        session.connection().exec_driver_sql("update adapters set public = 1")
+    with writing(registry.engine) as session:
+        session.execute(text("update adapters set public = true"))
         began = time.perf_counter()
         assert registry.resolve("shared", is_admin=True).version == 1
         assert time.perf_counter() - began < 1
 
 
-def test_processes_open_and_publish_at_once(
-    craft: Callable[..., Path], base: BaseModelInfo, tmp_path: Path
+@pytest.fixture(params=["sqlite", "postgresql"])
+def unprepared(request: pytest.FixtureRequest) -> str | None:
+    """A database without tables; None is the one in the data folder."""
+    if request.param == "sqlite":
+        return None
+    server: Postgres = request.getfixturevalue("postgres_server")
+    return server.create_database()
+
+
+def test_eight_processes_publish_and_activate_at_once(
+    craft: Callable[..., Path],
+    base: BaseModelInfo,
+    tmp_path: Path,
+    unprepared: str | None,
+    child: Child,
 ) -> None:
-    """No database yet: both bring it up to date, and then both publish the same adapter."""
+    """No tables yet: all bring the database up to date, and then all publish the same adapter.
+
+    Half of them activate as they publish, half compare and swap until they get through.
+    """
     data = tmp_path / "data"
-    folders = [craft(seed=seed) for seed in range(10)]
-    running = [publisher(data, base, folders[:5]), publisher(data, base, folders[5:])]
-    lines = [process.communicate(timeout=60)[0].splitlines()[1:] for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    made = [tuple(line.split()) for line in lines[0] + lines[1]]
-    assert len({engine_id for engine_id, _, _ in made}) == 10
-    assert sorted(int(version) for _, version, _ in made) == list(range(1, 11))
-    registry = open_registry(data)
+    folders = [craft(seed=seed) for seed in range(32)]
+    hows = ["activate", "swap"] * 4
+    parts = [folders[4 * number : 4 * number + 4] for number in range(8)]
+    processes = [
+        child(WORKER, *arguments(data, unprepared, base, how, part))
+        for how, part in zip(hows, parts, strict=True)
+    ]
+    for process in processes:
+        begun(process)
+    said = acknowledged(processes)
+    made = {words[1:] for words in said if words[0] == "published"}
+    assert len(made) == 32
+    assert len({engine_id for engine_id, _, _ in made}) == 32
+
+    registry = open_registry(data, unprepared)
     described = registry.describe("shared")
-    assert {(str(v["version"]), v["digest"]) for v in described["versions"]} == {
-        (version, digest) for _, version, digest in made
-    }
-    assert described["active_version"] == 10
+    assert [v["version"] for v in described["versions"]] == list(range(1, 33))
+    assert {(v["version"], v["digest"]) for v in described["versions"]} == {m[1:] for m in made}
+    moves = [
+        e.details for e in reversed(registry.audit("shared", limit=1000)) if e.details.get("after")
+    ]
+    assert len(moves) == 32
+    assert moves[0]["before"] is None
+    assert all(one["after"] == following["before"] for one, following in pairwise(moves))
+    assert moves[-1]["after"] == described["active_version"]
+    swaps = {("swapped", move["before"] or 0, move["after"]) for move in moves}
+    assert {words for words in said if words[0] == "swapped"} <= swaps
+    with reading(registry.engine) as session:
+        assert session.scalar(select(func.count()).select_from(ActivationRow)) == 32
+    for digest in registry.digests():
+        registry.store.verify(digest)
     registry.close()
 
 
 @pytest.mark.parametrize("milliseconds", [3, 10, 25])
 def test_a_killed_publisher_leaves_nothing_half_done(
-    craft: Callable[..., Path], base: BaseModelInfo, tmp_path: Path, milliseconds: int
+    craft: Callable[..., Path],
+    base: BaseModelInfo,
+    tmp_path: Path,
+    database_url: str | None,
+    child: Child,
+    milliseconds: int,
 ) -> None:
     data = tmp_path / "data"
-    process = publisher(data, base, [craft(seed=seed) for seed in range(40)])
+    folders = [craft(seed=seed) for seed in range(40)]
+    process = child(WORKER, *arguments(data, database_url, base, "activate", folders))
+    begun(process)
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    acknowledged = [process.stdout.readline().split()]
+    lines = [process.stdout.readline()]
     time.sleep(milliseconds / 1000)
     process.kill()
-    acknowledged += [line.split() for line in process.stdout if line.count(" ") == 2]
-    process.stdout.close()
+    lines += [line for line in process.stdout if line.endswith("]\n")]
     assert process.wait() == -signal.SIGKILL
 
-    registry = open_registry(data)
+    registry = open_registry(data, database_url)
     described = registry.describe("shared")
-    there = {(str(v["version"]), v["digest"]) for v in described["versions"]}
-    assert {(version, digest) for _, version, digest in acknowledged} <= there
+    there = {(v["version"], v["digest"]) for v in described["versions"]}
+    assert {tuple(json.loads(line)[2:]) for line in lines} <= there
     assert described["active_version"] == len(there)
     for digest in registry.digests():
         registry.store.verify(digest)

@@ -1,16 +1,16 @@
-"""Versions are for ever, pointers move, and nobody learns of what he may not use."""
+"""Versions are for ever, pointers move, and every move is in the log."""
 
-import sqlite3
+import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
+from sqlalchemy import text
 
 from adapters.base import BaseModelInfo
-from adapters.db import Base, connect
+from adapters.db import writing
 from adapters.errors import (
     AdapterNotFound,
     AlreadyExists,
@@ -18,9 +18,7 @@ from adapters.errors import (
     IncompatibleBase,
     InvalidAdapter,
     InvalidName,
-    StoreError,
     StoreFull,
-    UserNotFound,
     VersionConflict,
     VersionNotFound,
 )
@@ -28,25 +26,6 @@ from adapters.registry import AdapterVersion, Registry, open_registry
 from adapters.validation import Limits
 
 Publish = Callable[..., AdapterVersion]
-
-
-@pytest.fixture
-def publish(registry: Registry, craft: Callable[..., Path], base: BaseModelInfo) -> Publish:
-    """Publishes an adapter of its own content, or that of `seed`."""
-    seeds = iter(range(100, 200))
-
-    def one(name: str = "concise", seed: int | None = None, **options: Any) -> AdapterVersion:
-        folder = craft(seed=next(seeds) if seed is None else seed)
-        return registry.publish(name, folder, base=base, **options)
-
-    return one
-
-
-def audit(tmp_path: Path) -> list[tuple[str, str, str]]:
-    connection = sqlite3.connect(tmp_path / "data" / "registry.sqlite3")
-    rows = connection.execute("select actor, action, subject from audit order by id").fetchall()
-    connection.close()
-    return rows
 
 
 def test_publishing_numbers_versions(registry: Registry, publish: Publish) -> None:
@@ -109,25 +88,6 @@ def test_what_rounding_empties_is_refused(
         registry.publish("a", craft(config={"lora_alpha": 1e-50}), base=base)
 
 
-@pytest.mark.parametrize(("size", "kind"), [(700, StoreFull), (4000, StoreError)])
-def test_a_full_disk_leaves_nothing(
-    registry: Registry,
-    craft: Callable[..., Path],
-    base: BaseModelInfo,
-    tmp_path: Path,
-    file_limit: Callable[[int], Any],
-    size: int,
-    kind: type[StoreError],
-) -> None:
-    """Full while the weights are written; full when the database is."""
-    folder = craft()
-    with file_limit(size), pytest.raises(kind):
-        registry.publish("concise", folder, base=base)
-    assert registry.list_adapters() == []
-    assert list((tmp_path / "data" / "store" / "drafts").iterdir()) == []
-    assert registry.publish("concise", folder, base=base).version == 1
-
-
 def test_activation_compares_and_swaps(registry: Registry, publish: Publish) -> None:
     for _ in range(3):
         publish()
@@ -146,17 +106,6 @@ def test_versions_that_are_not_there(registry: Registry, publish: Publish, versi
         registry.activate("concise", version)
     with pytest.raises(AdapterNotFound):
         registry.resolve("concise", version, is_admin=True)
-    assert registry.resolve("concise", is_admin=True).version == 1
-
-
-def test_rollback_is_no_toggle(registry: Registry, publish: Publish) -> None:
-    publish(activate=True)
-    with pytest.raises(Conflict, match="no earlier"):
-        registry.rollback("concise")
-    publish(activate=True)
-    assert registry.rollback("concise").version == 1
-    with pytest.raises(Conflict, match="no earlier"):
-        registry.rollback("concise")
     assert registry.resolve("concise", is_admin=True).version == 1
 
 
@@ -185,110 +134,103 @@ def test_what_is_retired_is_gone_for_good(registry: Registry, publish: Publish) 
     assert publish("other").engine_id > first.engine_id
 
 
-def test_an_engine_id_is_never_used_again(
-    registry: Registry, publish: Publish, tmp_path: Path
-) -> None:
-    """Even when the newest row is lost, as by a restored table."""
-    lost = publish()
-    connection = sqlite3.connect(tmp_path / "data" / "registry.sqlite3")
-    connection.execute("delete from versions")
-    connection.commit()
-    connection.close()
-    assert publish().engine_id > lost.engine_id
-
-
-def test_who_may_use_it(registry: Registry, publish: Publish) -> None:
-    for user in ("owner", "friend", "assigned", "stranger"):
-        registry.accounts.create_user(user)
-    publish(owner="owner", activate=True)
-    registry.set_grants("concise", everyone=False, users=["friend", "friend"])
-    registry.assign("assigned", "concise")
-
-    def may(user: str | None) -> bool:
-        visible = [v.ref for v in registry.usable(user_id=user)] == ["concise@1"]
-        try:
-            return registry.resolve("concise", user_id=user).version == 1 and visible
-        except AdapterNotFound:
-            assert not visible
-            return False
-
-    users = ["owner", "friend", "assigned", "stranger", "unknown", None]
-    assert [may(user) for user in users] == [True, True, True, False, False, False]
-    registry.set_grants("concise", everyone=True, users=[])
-    assert all(may(user) for user in users)
-    registry.set_grants("concise", everyone=False, users=[])
-    assert [may(user) for user in users] == [True, False, True, False, False, False]
-
-
-def test_unknown_and_forbidden_look_the_same(registry: Registry, publish: Publish) -> None:
-    publish("hidden", activate=True)
-    publish("inactive")
-    publish("retired", activate=True)
-    registry.retire("retired")
-    said = set()
-    for name in ("hidden", "inactive", "retired", "unknown", "\ud800", "a" * 10_000, "x\0y"):
-        for version in (None, 1):
-            with pytest.raises(AdapterNotFound) as caught:
-                registry.resolve(name, version, user_id="stranger")
-            said.add(str(caught.value).replace(name, "…"))
-    assert len(said) == 1
-
-
-def test_assignments(registry: Registry, publish: Publish) -> None:
-    registry.accounts.create_user("alice")
-    assert registry.assigned("alice") is None
-    publish(activate=True)
-    registry.assign("alice", "concise")
-    made = registry.assigned("alice")
-    assert made is not None
-    assert made.ref == "concise@1"
-    registry.retire("concise")
-    with pytest.raises(AdapterNotFound):  # never the base in its place
-        registry.assigned("alice")
-    registry.assign("alice", None)
-    assert registry.assigned("alice") is None
-
-
-def test_only_what_exists_is_granted_owned_or_assigned(
-    registry: Registry, publish: Publish
-) -> None:
-    with pytest.raises(UserNotFound):
-        publish(owner="nobody")
-    publish()
-    registry.accounts.create_user("alice")
-    with pytest.raises(UserNotFound):
-        registry.set_grants("concise", everyone=False, users=["nobody"])
-    with pytest.raises(UserNotFound):
-        registry.assign("nobody", "concise")
-    with pytest.raises(AdapterNotFound):
-        registry.assign("alice", "unknown")
-
-
-def test_a_new_user_of_an_old_name_inherits_nothing(registry: Registry, publish: Publish) -> None:
-    registry.accounts.create_user("alice")
-    publish("owned", owner="alice", activate=True)
-    publish("granted", activate=True)
-    publish("assigned", activate=True)
-    registry.set_grants("granted", everyone=False, users=["alice"])
-    registry.assign("alice", "assigned")
-    assert len(registry.usable(user_id="alice")) == 3
-    registry.accounts.delete_user("alice")
-    registry.accounts.create_user("alice")
-    assert registry.usable(user_id="alice") == []
-    assert registry.assigned("alice") is None
-
-
 def test_a_version_knows_where_it_came_from(
     registry: Registry, craft: Callable[..., Path], base: BaseModelInfo
 ) -> None:
     registry.publish("a", craft(fingerprint=base.fingerprint), base=base)
     registry.publish("a", craft(), base=base)
-    first, second = registry.describe("a")["versions"]
-    assert first["manifest"]["method"] == "bapo"
-    assert second["manifest"] is None
+    told, derived = (v["manifest"] for v in registry.describe("a")["versions"])
+    assert (told["method"], told["base"]["assumed"]) == ("bapo", False)
+    assert (derived["method"], derived["base"]["assumed"]) == ("lora", True)
+    assert derived["base"]["fingerprint"] == base.fingerprint
 
 
-def test_every_change_is_in_the_log(registry: Registry, publish: Publish, tmp_path: Path) -> None:
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "é" * 1000, 10**400, 1e300, [[[[]]]], {"": None}])
+def test_a_manifest_may_say_anything(
+    registry: Registry, craft: Callable[..., Path], base: BaseModelInfo, odd: object
+) -> None:
+    """What a database cannot keep is refused as an adapter, not blamed on the database."""
+    folder = craft(fingerprint=base.fingerprint)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": {"odd": odd}}))
+    try:
+        registry.publish("a", folder, base=base)
+    except InvalidAdapter:
+        return
+    assert registry.describe("a")["versions"][0]["manifest"]["data"] == {"odd": odd}
+
+
+def test_an_engine_id_is_never_used_again(registry: Registry, publish: Publish) -> None:
+    """Even when the newest row is lost, as by a restored table."""
+    lost = publish()
+    with writing(registry.engine) as session:
+        session.execute(text("delete from versions"))
+    assert publish().engine_id > lost.engine_id
+
+
+def test_a_full_disk_leaves_nothing(
+    registry: Registry,
+    craft: Callable[..., Path],
+    base: BaseModelInfo,
+    tmp_path: Path,
+    file_limit: Callable[[int], Any],
+) -> None:
+    """Full while the weights are written."""
+    folder = craft()
+    with file_limit(700), pytest.raises(StoreFull):
+        registry.publish("concise", folder, base=base)
+    assert registry.list_adapters() == []
+    assert list((tmp_path / "data" / "store" / "drafts").iterdir()) == []
+    assert registry.publish("concise", folder, base=base).version == 1
+
+
+def test_an_adapter_stays_its_owners(registry: Registry, publish: Publish) -> None:
+    for user in ("alice", "bob"):
+        registry.accounts.create_user(user)
+    publish(owner="alice")
+    assert publish().version == publish(owner="alice").version - 1
+    with pytest.raises(Conflict, match="does not belong to 'bob'"):
+        publish(owner="bob")
+    assert len(registry.describe("concise")["versions"]) == 3
+
+
+@pytest.mark.parametrize("key", ["x" * 256, "a\0b", "\ud800"])
+def test_keys_that_no_database_would_keep(publish: Publish, key: str) -> None:
+    with pytest.raises(InvalidName, match="idempotency key"):
+        publish(idempotency_key=key)
+
+
+def test_rollback_walks_down_the_stack(registry: Registry, publish: Publish) -> None:
+    for _ in range(4):
+        publish()
+    for version in (1, 3, 2, 3, 4):
+        registry.activate("concise", version)
+    walked = [registry.rollback("concise").version for _ in range(4)]
+    assert walked == [3, 2, 3, 1]
+    with pytest.raises(Conflict, match="no earlier"):
+        registry.rollback("concise")
+    assert registry.resolve("concise", is_admin=True).version == 1
+    registry.activate("concise", 4)
+    assert registry.rollback("concise").version == 1
+
+
+def test_nothing_active_is_nothing_to_roll_back(registry: Registry, publish: Publish) -> None:
+    publish()
+    with pytest.raises(Conflict, match="no earlier"):
+        registry.rollback("concise")
+
+
+def test_rollback_compares_and_swaps(registry: Registry, publish: Publish) -> None:
+    """Two who roll back the same mistake go one step, not two."""
+    for _ in range(3):
+        publish(activate=True)
+    assert registry.rollback("concise", expected_version=3).version == 2
+    with pytest.raises(VersionConflict, match="Version 2 of 'concise' is active, not 3"):
+        registry.rollback("concise", expected_version=3)
+    assert registry.resolve("concise", is_admin=True).version == 2
+
+
+def test_every_change_is_in_the_log(registry: Registry, publish: Publish) -> None:
     registry.accounts.create_user("alice")
     publish(actor="k1", activate=True)
     publish(actor="k1")
@@ -297,7 +239,9 @@ def test_every_change_is_in_the_log(registry: Registry, publish: Publish, tmp_pa
     registry.set_grants("concise", everyone=True, users=[], actor="k2")
     registry.assign("alice", "concise", actor="k2")
     registry.retire("concise", actor="k2")
-    assert audit(tmp_path)[1:] == [
+    told = [(e.actor, e.action, e.subject) for e in reversed(registry.audit())]
+    assert told == [
+        ("local", "user.create", "alice"),
         ("k1", "adapter.publish", "concise"),
         ("k1", "adapter.activate", "concise"),
         ("k1", "adapter.publish", "concise"),
@@ -307,49 +251,80 @@ def test_every_change_is_in_the_log(registry: Registry, publish: Publish, tmp_pa
         ("k2", "user.assign", "alice"),
         ("k2", "adapter.retire", "concise"),
     ]
+    moves = [e.details for e in registry.audit("concise") if "after" in e.details]
+    assert [(m["before"], m["after"]) for m in moves] == [(1, None), (2, 1), (1, 2), (None, 1)]
+
+
+def test_lists_in_pages(registry: Registry, publish: Publish) -> None:
+    for name in ("c", "a", "b/x"):
+        publish(name)
+        registry.accounts.create_user(name[0])
+    assert [row["adapter"] for row in registry.list_adapters(limit=2)] == ["a", "b/x"]
+    assert [row["adapter"] for row in registry.list_adapters(after="b/x", limit=2)] == ["c"]
+    assert [user.id for user in registry.accounts.list_users("a", 1)] == ["b"]
+    assert len(registry.list_adapters(after="\0")) == len(registry.accounts.list_users("\0")) == 3
+
+
+def test_times_are_in_utc(registry: Registry, publish: Publish) -> None:
+    before = datetime.now(UTC)
+    made = publish()
+    after = datetime.now(UTC)
+    for told in (registry.resolve("concise", 1, is_admin=True).created, registry.audit()[0].at):
+        assert told.tzinfo is UTC
+        assert before <= told <= after
+    assert registry.resolve("concise", 1, is_admin=True) == made
+
+
+def test_the_log_is_read_in_pages(registry: Registry) -> None:
+    names = [f"user-{i}" for i in range(7)]
+    for name in names:
+        registry.accounts.create_user(name, actor="long" * 100)
+    pages: list[list[str]] = []
+    last = None
+    while page := registry.audit(after=last, limit=3):
+        pages.append([entry.subject for entry in page])
+        last = page[-1].id
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [name for page in pages for name in page] == names[::-1]
+    assert [entry.subject for entry in registry.audit("user-2")] == ["user-2"]
+    assert registry.audit("user-2\0") == []
+
+
+def test_what_changes_nothing_is_not_in_the_log(registry: Registry, publish: Publish) -> None:
+    publish(idempotency_key="k", seed=1, activate=True)
+    before = registry.audit()
+    publish(idempotency_key="k", seed=1, activate=True)
+    registry.activate("concise", 1)
+    with pytest.raises(VersionNotFound):
+        registry.activate("concise", 2)
+    assert registry.audit() == before
 
 
 def test_a_registry_outlives_its_process(
-    registry: Registry, publish: Publish, tmp_path: Path
+    registry: Registry, publish: Publish, tmp_path: Path, database_url: str | None
 ) -> None:
     made = publish(activate=True)
     registry.close()
-    again = open_registry(tmp_path / "data")
+    again = open_registry(tmp_path / "data", database_url)
     assert again.resolve("concise", is_admin=True) == made
     again.close()
 
 
-def test_the_migrations_make_what_the_code_expects(registry: Registry, tmp_path: Path) -> None:
-    engine = connect(f"sqlite:///{tmp_path / 'data' / 'registry.sqlite3'}")
-    with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
-        assert connection.exec_driver_sql("pragma journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("pragma foreign_keys").scalar() == 1
-    engine.dispose()
+def test_a_clock_that_goes_backwards(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times may be odd then; versions, the stack and the log keep their order."""
+    days = iter(range(1000))
 
+    class Backwards(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2030, 1, 1, tzinfo=tz) - timedelta(days=next(days))
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
-    (tmp_path / "registry.sqlite3").write_bytes(b"something else entirely" * 100)
-    with pytest.raises(StoreError, match="cannot be opened"):
-        open_registry(tmp_path)
-
-
-def test_a_database_from_the_future(registry: Registry, tmp_path: Path) -> None:
-    connection = sqlite3.connect(tmp_path / "data" / "registry.sqlite3")
-    connection.execute("update alembic_version set version_num = '9999'")
-    connection.commit()
-    connection.close()
-    with pytest.raises(StoreError, match="newer"):
-        open_registry(tmp_path / "data")
-
-
-def test_a_database_that_goes_away_is_said(registry: Registry, tmp_path: Path) -> None:
-    registry.close()
-    path = tmp_path / "data" / "registry.sqlite3"
-    path.write_bytes(b"something else entirely" * 1000)
-    for name in ("registry.sqlite3-wal", "registry.sqlite3-shm"):
-        path.with_name(name).unlink(missing_ok=True)
-    with pytest.raises(StoreError, match="does not answer"):
-        registry.resolve("concise", is_admin=True)
-    with pytest.raises(StoreError, match="does not answer"):
-        registry.accounts.create_user("alice")
+    monkeypatch.setattr("adapters.db.datetime", Backwards)
+    made = [publish(activate=True) for _ in range(3)]
+    assert [version.version for version in made] == [1, 2, 3]
+    assert made[0].created > made[1].created > made[2].created
+    assert registry.resolve("concise", is_admin=True) == made[2]
+    assert [registry.rollback("concise").version for _ in range(2)] == [2, 1]
+    assert [v["version"] for v in registry.describe("concise")["versions"]] == [1, 2, 3]

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import time
+import tracemalloc
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +13,13 @@ import pytest
 
 from adapters.strictjson import Malformed
 from adapters.tensorfile import (
+    BLOCK,
     MAX_HEADER_BYTES,
+    TensorEntry,
     decode,
     encode_bf16,
     header_bytes,
-    read_floats,
+    read_blocks,
     read_header,
 )
 
@@ -40,7 +44,56 @@ def test_what_is_written_is_read() -> None:
     header = read_header(io.BytesIO(content), len(content))
     (entry,) = header
     assert (entry.name, entry.shape, entry.elements) == ("a", (2, 3), 6)
-    np.testing.assert_array_equal(read_floats(io.BytesIO(content), entry), values)
+    (block,) = read_blocks(io.BytesIO(content), entry)
+    np.testing.assert_array_equal(block, values.ravel())
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_a_large_tensor_is_read_in_blocks(dtype: str) -> None:
+    """Two whole blocks and a piece; the file may be read elsewhere in between."""
+    values = np.arange(2 * BLOCK + 3, dtype=np.uint16).view("<f2").astype(np.float32)
+    values = np.where(np.isfinite(values), values, 0).astype(np.float32)
+    raw = {"F32": values.tobytes(), "F16": values.astype("<f2").tobytes()}.get(dtype)
+    raw = encode_bf16(values) if raw is None else raw
+    file = io.BytesIO(b"before" + raw + b"after")
+    blocks = []
+    for block in read_blocks(file, TensorEntry("a", dtype, values.shape, 6, 6 + len(raw))):
+        blocks.append(block)
+        file.seek(0)
+    assert [len(block) for block in blocks] == [BLOCK, BLOCK, 3]
+    np.testing.assert_array_equal(np.concatenate(blocks), decode(raw, dtype))
+
+
+def test_a_file_that_shrank_since_its_header_was_read() -> None:
+    entry = TensorEntry("a", "F32", (4,), 0, 16)
+    with pytest.raises(Malformed, match="ends inside the tensor 'a'"):
+        list(read_blocks(io.BytesIO(b"\0" * 12), entry))
+
+
+def bomb(kind: str, size: int) -> bytes:
+    """A header of some size, filled with one sort of thing."""
+    unit = {
+        "tables": b'"%07d":{},',
+        "lists": b'"%07d":[[]],',
+        "escapes": b'"%07d\\u0041\\u0041":1,',
+        "tensors": b'"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},',
+    }[kind]
+    count = (size - 64) // len(unit % 0)
+    text = b"{" + b"".join(unit % n for n in range(count)) + b'"z":0}'
+    return len(text).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize("kind", ["tables", "lists", "escapes", "tensors"])
+def test_a_header_costs_no_more_than_some_times_its_size(kind: str) -> None:
+    content = bomb(kind, 2**20)
+    began = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(Malformed):
+        read_header(io.BytesIO(content), len(content))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 64 * len(content)
+    assert time.perf_counter() - began < 15  # of which tracing is most
 
 
 def test_the_header_is_padded_to_eight_bytes() -> None:

@@ -1,6 +1,9 @@
 """What vLLM refuses with an opaque error or serves silently wrong is refused here, and says why."""
 
+import errno
+import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from adapters.artifact import write_manifest
 from adapters.base import BaseModelInfo
 from adapters.errors import IncompatibleBase, InvalidAdapter
+from adapters.provenance import derive_manifest
 from adapters.tensorfile import header_bytes
 from adapters.validation import Limits, validate
 
@@ -20,6 +25,7 @@ Numbers = npt.NDArray[np.float32]
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 DOWN = "base_model.model.model.layers.0.mlp.down_proj"
 QA, QB = f"{Q}.lora_A.weight", f"{Q}.lora_B.weight"
+Q_LAYER, DOWN_LAYER = (name.removeprefix("base_model.model.") for name in (Q, DOWN))
 
 
 def refused(folder: Path, base: BaseModelInfo, **limits: Any) -> list[str]:
@@ -49,6 +55,12 @@ def test_a_good_adapter(craft: Craft, base: BaseModelInfo, dtype: str) -> None:
         {"rank_pattern": {}, "modules_to_save": None, "layer_replication": None},
         {"init_lora_weights": "gaussian"},
         {"init_lora_weights": False},
+        {"init_lora_weights": "eva", "eva_config": {"rho": 1.0, "tau": 0.99}},
+        {"init_lora_weights": "orthogonal"},
+        {"target_modules": ...},
+        {"target_modules": "all-linear"},
+        {"target_modules": "(a+)+$", "exclude_modules": "(a+)+$", "layers_pattern": "(a+)+$"},
+        {"use_what_comes_next": False},
         {"task_type": "CAUSAL_LM", "bias": "none", "lora_dropout": 0.1, "new_in_peft": 1},
     ],
 )
@@ -95,6 +107,12 @@ def test_good_configs(craft: Craft, base: BaseModelInfo, config: dict[str, Any])
         ({"init_lora_weights": "olora"}, "plain LoRA"),
         ({"init_lora_weights": ["pissa"]}, "plain LoRA"),
         ({"init_lora_weights": {}}, "plain LoRA"),
+        ({"init_lora_weights": "corda"}, "plain LoRA"),
+        ({"init_lora_weights": "loftq"}, "plain LoRA"),
+        ({"init_lora_weights": "lora_ga"}, "plain LoRA"),
+        ({"use_qalora": True}, "QALoRA"),
+        ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
+        ({"use_what_comes_next": True}, "'use_what_comes_next' is not known"),
     ],
     ids=str,
 )
@@ -125,12 +143,32 @@ def test_a_config_that_is_no_json(craft: Craft, base: BaseModelInfo, text: bytes
         ({QA: full((8, 8), 0.1), QB: full((12, 8), 0.1)}, "has shape"),
         ({QA: full((0, 8), 0.1), QB: full((12, 0), 0.1)}, "has shape"),
         ({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": full((4, 8), 1)}, "no"),
-        ({"base_model.model.lm_head.lora_A.weight": full((4, 8), 1)}, "belongs to no layer"),
-        ({"base_model.model.model.embed_tokens.lora_embedding_A": full((4, 8), 1)}, "no layer"),
-        ({"model.layers.0.self_attn.q_proj.lora_A.weight": full((4, 8), 1)}, "no layer"),
-        ({f"{Q}.lora_A.default.weight": full((4, 8), 1)}, "no layer"),
-        ({f"{Q}.lora_magnitude_vector": full((12,), 1)}, "no layer"),
-        ({f"{Q}.lora_B.bias": full((12,), 1)}, "no layer"),
+        ({"base_model.model.lm_head.lora_A.weight": full((4, 8), 1)}, "leave lm_head out"),
+        ({"base_model.model.lm_head.weight": full((4, 8), 1)}, "leave lm_head out"),
+        ({"base_model.model.model.embed_tokens.weight": full((4, 8), 1)}, "save_embedding_layers"),
+        ({"base_model.model.model.embed_tokens.lora_embedding_A": full((4, 8), 1)}, "embeddings"),
+        ({f"{Q}.base_layer.lora_A.weight": full((4, 8), 1)}, "not the base's"),
+        ({f"base_model.model.{QA}": full((4, 8), 1)}, "no layer"),
+        ({Q.replace("q_proj", "qkv_proj") + ".lora_A.weight": full((4, 8), 1)}, "no layer"),
+        (
+            {Q.replace("model.l", "language_model.model.l") + ".lora_A.weight": full((4, 8), 1)},
+            "no",
+        ),
+        ({f"{Q}.modules_to_save.weight": full((12, 8), 1)}, "modules_to_save=null"),
+        ({f"{Q}.lora_magnitude_vector": full((12,), 1)}, "DoRA"),
+        ({f"{Q}.lora_B.bias": full((12,), 1)}, "biases"),
+        ({f"{Q}.lora_A.default.bias": full((12,), 1)}, "biases"),
+        ({f"{Q}.lora_A.default.other.weight": full((4, 8), 1)}, "no layer"),
+        ({f"{Q}.lora_A": full((4, 8), 1)}, "no layer"),
+        ({f"{Q}.weight": full((12, 8), 1)}, "no layer"),
+        ({"lora_A.weight": full((4, 8), 1)}, "no layer"),
+        # The same tensor twice, by names that only some readers take for the same.
+        ({QA.removeprefix("base_model.model."): full((4, 8), 1)}, "by another name"),
+        ({f"{Q}.lora_A.default.weight": full((4, 8), 1)}, "by another name"),
+        (
+            {f"{DOWN}.lora_A.weight": None, f"{DOWN}.lora_A.a.weight": full((4, 16), 1)},
+            "2 adapters",
+        ),
         ({"../../etc/passwd": full((1,), 1)}, "no layer"),
         ({QA: full((4, 8), np.nan)}, "NaN or infinity"),
         ({QB: full((12, 4), np.inf)}, "NaN or infinity"),
@@ -160,8 +198,16 @@ def test_a_huge_alpha_is_a_huge_change(craft: Craft, base: BaseModelInfo) -> Non
 def test_without_known_norms_there_is_still_a_bound(craft: Craft, base: BaseModelInfo) -> None:
     quantised = base.model_copy(update={"norms": {}})
     validate(craft(), quantised, Limits())
-    problems = refused(craft(tensors={QB: full((12, 4), 200)}), quantised)
-    assert "would change by up to" in problems[0]
+    large = {QA: full((4, 8), 10), QB: full((12, 4), 10)}  # ΔW is 12 by 8 of 4·10·10·2
+    assert "would change by 7.84e+03" in refused(craft(tensors=large), quantised)[0]
+
+
+def test_the_bound_is_on_the_change_itself(craft: Craft, base: BaseModelInfo) -> None:
+    """Two large halves that cancel but for a little, as a converted PiSSA's do."""
+    b = full((12, 4), 50)
+    b[:, 2], b[:, 3] = -50, -49.999
+    report = validate(craft(tensors={QA: full((4, 8), 50), QB: b}), base, Limits())
+    assert report.change == pytest.approx(50 * 0.001 * 96**0.5 * 2 / 2, rel=0.01)
 
 
 def test_the_bound_is_a_setting(craft: Craft, base: BaseModelInfo) -> None:
@@ -176,22 +222,6 @@ def test_an_adapter_that_changes_nothing(craft: Craft, base: BaseModelInfo) -> N
 
 def test_no_tensors_at_all(craft: Craft, base: BaseModelInfo) -> None:
     assert "no tensor" in refused(craft(weights=header_bytes({})), base)[0]
-
-
-def test_int8_tensors(craft: Craft, base: BaseModelInfo) -> None:
-    header = b'{"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]}}'
-    weights = len(header).to_bytes(8, "little") + header + b"\0" * 4
-    assert "save it as BF16, F16, F32" in refused(craft(weights=weights), base)[0]
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04\x95" + b"\0" * 99])
-def test_weights_that_are_something_else(craft: Craft, base: BaseModelInfo, content: bytes) -> None:
-    assert "adapter_model.safetensors" in refused(craft(weights=content), base)[0]
-
-
-def test_a_truncated_file(craft: Craft, base: BaseModelInfo) -> None:
-    whole = (craft() / "adapter_model.safetensors").read_bytes()
-    assert "truncated" in refused(craft(weights=whole[:-10]), base)[0]
 
 
 def test_too_many_bytes(craft: Craft, base: BaseModelInfo) -> None:
@@ -265,12 +295,123 @@ def test_an_adapter_for_another_base(craft: Craft, base: BaseModelInfo) -> None:
         validate(craft(fingerprint="sha256:" + "b" * 64), base, Limits())
 
 
+BOTH = {"target_modules": ["q_proj", "down_proj"]}
+
+
+def warnings(folder: Path, base: BaseModelInfo) -> tuple[str, ...]:
+    return validate(folder, base, Limits()).warnings
+
+
 def test_the_same_base_by_another_name_warns(craft: Craft, base: BaseModelInfo) -> None:
     renamed = base.model_copy(update={"name": "other"})
-    (warning,) = validate(craft(fingerprint=base.fingerprint), renamed, Limits()).warnings
+    (warning,) = warnings(craft(config=BOTH, fingerprint=base.fingerprint), renamed)
     assert "tiny" in warning
 
 
-def test_without_a_manifest_it_warns(craft: Craft, base: BaseModelInfo) -> None:
-    assert len(validate(craft(), base, Limits()).warnings) == 1
-    assert validate(craft(fingerprint=base.fingerprint), base, Limits()).warnings == ()
+def test_with_a_manifest_there_is_nothing_to_warn_of(craft: Craft, base: BaseModelInfo) -> None:
+    assert warnings(craft(config=BOTH, fingerprint=base.fingerprint), base) == ()
+
+
+def test_a_base_that_was_only_assumed_is_no_proof(craft: Craft, base: BaseModelInfo) -> None:
+    """Nobody said that it was made for that base, so nobody can say that it was not for this."""
+    folder = craft(config=BOTH)
+    manifest = derive_manifest(folder, base, validate(folder, base, Limits()), "a")
+    write_manifest(folder, manifest)
+    assert warnings(folder, base) == ()
+    other = base.model_copy(update={"fingerprint": "sha256:" + "b" * 64})
+    (warning,) = warnings(folder, other)
+    assert "only assumed" in warning
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        (None, "not known"),
+        ("", "not known"),
+        (7, "not known"),
+        ("someone/tiny", "only the name"),
+        ("unsloth/Tiny-unsloth-bnb-4bit", "only the name"),
+        ("/models/Tiny-AWQ/", "only the name"),
+        ("someone/tiny-2", "names another base model"),
+        ("C:\\models\\other", "names another base model"),
+        ("x" * 10**5, "names another base model"),
+    ],
+)
+def test_what_a_config_says_of_its_base(
+    craft: Craft, base: BaseModelInfo, said: Any, says: str
+) -> None:
+    folder = craft(config=BOTH | {"base_model_name_or_path": said})
+    (warning,) = warnings(folder, base)
+    assert says in warning
+    assert len(warning) < 400
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"target_modules": ["q_proj"]}, f"leaves out: {DOWN_LAYER}"),
+        ({"target_modules": [Q_LAYER, "mlp.down_proj"]}, None),
+        ({"target_modules": ["proj"]}, f"leaves out: {DOWN_LAYER} and 1 more"),
+        ({"target_modules": ".*", "exclude_modules": ["q_proj"]}, f"leaves out: {Q_LAYER}"),
+        (BOTH | {"layers_to_transform": [1]}, "leaves out"),
+        (BOTH | {"layers_to_transform": 0}, None),
+        (BOTH | {"layers_to_transform": [0, {}]}, None),
+    ],
+    ids=str,
+)
+def test_a_config_and_tensors_that_disagree(
+    craft: Craft, base: BaseModelInfo, config: dict[str, Any], says: str | None
+) -> None:
+    found = warnings(craft(config=config, fingerprint=base.fingerprint), base)
+    assert (says in " ".join(found)) if says else (found == ())
+
+
+def test_layers_that_were_to_be_trained_and_are_not_there(
+    craft: Craft, base: BaseModelInfo
+) -> None:
+    without = {f"{DOWN}.lora_A.weight": None, f"{DOWN}.lora_B.weight": None}
+    (warning,) = warnings(craft(config=BOTH, tensors=without, fingerprint=base.fingerprint), base)
+    assert "does not change: " + DOWN_LAYER in warning
+
+
+def test_layers_that_a_pattern_may_leave_out(craft: Craft, base: BaseModelInfo) -> None:
+    without = {f"{DOWN}.lora_A.weight": None, f"{DOWN}.lora_B.weight": None}
+    config = BOTH | {"exclude_modules": ".*down_proj"}
+    assert warnings(craft(config=config, tensors=without, fingerprint=base.fingerprint), base) == ()
+
+
+class BadDisk(io.BytesIO):
+    """A file of a disk that fails; no real one can be had."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_disk_that_fails_is_said(
+    craft: Craft, base: BaseModelInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = craft()
+    monkeypatch.setattr("adapters.validation.open_regular", lambda path: (BadDisk(), 100))
+    assert "cannot be read (Input/output error)" in refused(folder, base)[0]
+
+
+@pytest.mark.timeout(20)
+def test_a_long_list_of_layers_takes_no_time(craft: Craft, base: BaseModelInfo) -> None:
+    many = base.model_copy(
+        update={"modules": base.modules | {f"model.x.{n}.y": (1, 1) for n in range(500)}}
+    )
+    names = [f"layer{n}" for n in range(70_000)]
+    began = time.perf_counter()
+    validate(craft(config={"target_modules": names}), many, Limits())
+    assert time.perf_counter() - began < 2
+
+
+def test_the_largest_change_is_told(craft: Craft, base: BaseModelInfo) -> None:
+    """‖B·A‖·scale = 1 on a layer whose weights have a norm of 2."""
+    tensors = dict.fromkeys((f"{DOWN}.lora_A.weight", f"{DOWN}.lora_B.weight"))
+    a, b = full((4, 8), 0), full((12, 4), 0)
+    a[0, 0], b[0, 0] = 1, 0.5
+    report = validate(craft(tensors={**tensors, QA: a, QB: b}), base, Limits())
+    assert report.change == pytest.approx(0.5)
+    unknown = base.model_copy(update={"norms": {}})
+    assert validate(craft(), unknown, Limits()).change is None

@@ -24,11 +24,12 @@ FILES = {
 
 @dataclass(frozen=True)
 class Served:
-    """The running server, its users' keys by taste, and the adapter folders it was given."""
+    """The running server, its users' keys by taste, the adapter folders it was given, its data."""
 
     server: Server
     keys: dict[str, str]
     folders: dict[str, Path]
+    data_dir: Path
 
 
 def chat(

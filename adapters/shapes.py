@@ -1,0 +1,42 @@
+"""What the admin API sends about versions, users, groups, quotas and changes, as plain JSON.
+
+Owns these shapes, for the server that sends them and for the command line, which prints the same
+whether it asked a server or the registry itself. Refuses HTTP and tables.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from adapters.accounts import User
+from adapters.audit import AuditEntry
+from adapters.groups import Group
+from adapters.quotas import Quota
+from adapters.versions import AdapterVersion
+
+
+def version_body(version: AdapterVersion) -> dict[str, Any]:
+    return {
+        "adapter": version.adapter_id,
+        "version": version.version,
+        "ref": version.ref,
+        "digest": version.digest,
+        "rank": version.rank,
+        "bytes": version.bytes,
+        "created": version.created.isoformat(),
+    }
+
+
+def user_body(user: User) -> dict[str, Any]:
+    return {"id": user.id, "assigned": user.assigned, "created": user.created.isoformat()}
+
+
+def group_body(group: Group) -> dict[str, Any]:
+    return {"id": group.id, "members": list(group.members), "created": group.created.isoformat()}
+
+
+def quota_body(quota: Quota) -> dict[str, Any]:
+    return asdict(quota)
+
+
+def entry_body(entry: AuditEntry) -> dict[str, Any]:
+    return {**asdict(entry), "at": entry.at.isoformat()}

@@ -1,0 +1,93 @@
+"""What runs inside vLLM's worker: adapters are read in a thread, beside the steps that it computes.
+
+Owns the way of an adapter from its folder into the worker's memory. vLLM reads it between two steps
+and everybody's streams wait meanwhile; here a thread of the worker reads it first, and when vLLM
+asks for it, it is there. Refuses to choose: who is loaded and removed is the pool's to say.
+Reached by `collective_rpc`; the class becomes a base of vLLM's worker (`--worker-extension-cls`),
+so its names must not meet vLLM's. Written against vLLM 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.request import LoRARequest
+
+READERS = 2
+"""Threads that read; more would only take the interpreter from the steps."""
+
+Load = Callable[[LoRARequest], LoRAModel]
+
+
+class Staging:
+    """Adapters that are being read or wait to be taken, by their id."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
+        self._staged: dict[int, Future[LoRAModel]] = {}
+
+    def begin(self, request: LoRARequest) -> None:
+        """Start reading, unless it is being read already."""
+        if request.lora_int_id not in self._staged:
+            self._staged[request.lora_int_id] = self._threads.submit(self._load, request)
+
+    def is_ready(self, engine_id: int) -> bool:
+        """Whether it has been read. Raises what reading it raised, and forgets it then."""
+        found = self._staged[engine_id]
+        if not found.done():
+            return False
+        if error := found.exception():
+            del self._staged[engine_id]
+            raise error
+        return True
+
+    def take(self, request: LoRARequest) -> LoRAModel:
+        """In place of vLLM's own loading: what was read before; else it is read now."""
+        found = self._staged.pop(request.lora_int_id, None)
+        return found.result() if found else self._load(request)
+
+    def drop(self, engine_id: int) -> None:
+        """Forget what was read and not taken."""
+        if found := self._staged.pop(engine_id, None):
+            found.cancel()
+
+
+class AdapterStaging:
+    """The methods that vLLM's worker gains."""
+
+    model_runner: Any
+    remove_lora: Callable[[int], bool]
+
+    def stage_adapter(self, name: str, engine_id: int, folder: str) -> None:
+        """Begin reading the adapter in `folder`."""
+        self._adapter_staging().begin(LoRARequest(name, engine_id, folder))
+
+    def adapter_is_staged(self, engine_id: int) -> bool:
+        """Whether `stage_adapter` has come to its end. Raises what it raised."""
+        return self._adapter_staging().is_ready(engine_id)
+
+    def forget_adapter(self, engine_id: int) -> None:
+        """Free its memory and its slot, wherever it is on the way."""
+        self._adapter_staging().drop(engine_id)
+        self.remove_lora(engine_id)
+
+    def resident_adapters(self) -> dict[str, list[int]]:
+        """Ids in host memory, and of those the ones in a slot."""
+        manager = self.model_runner.lora_manager._adapter_manager
+        return {
+            "host": sorted(manager.list_adapters()),
+            "slots": [engine_id for engine_id in manager.lora_index_to_id if engine_id],
+        }
+
+    def _adapter_staging(self) -> Staging:
+        """Made at the first use: vLLM's worker has no constructor to hook into."""
+        manager = self.model_runner.lora_manager
+        staging: Staging | None = getattr(manager, "bapo_staging", None)
+        if staging is None:
+            staging = manager.bapo_staging = Staging(manager._load_adapter)
+            manager._load_adapter = staging.take
+        return staging

@@ -1,0 +1,112 @@
+"""Two servers on one registry and one store: a change on one is soon in force on the other.
+
+Their database is a real PostgreSQL, which is then stopped under them: who has a key goes on
+chatting, and only changes wait.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from rich.console import Console
+
+from postgres import Postgres, postgres
+from served import QUESTION, refused
+from serving import Server, serving
+
+pytestmark = pytest.mark.timeout(600)  # two servers start, which takes minutes on a busy machine
+
+SMALL = {"BAPO_MAX_LORAS": "2", "BAPO_MAX_CPU_LORAS": "2", "BAPO_KV_CACHE_MEBIBYTES": "64"}
+
+
+@dataclass(frozen=True)
+class Replicas:
+    one: Server
+    other: Server
+    database: Postgres
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
+    works = [tmp_path_factory.mktemp(name) for name in ("one", "other")]
+    (works[0] / "data").mkdir()
+    (works[1] / "data").symlink_to(works[0] / "data")
+    quiet = Console(quiet=True)
+    with postgres() as database:
+        settings = {**SMALL, "BAPO_DATABASE_URL": database.create_database()}
+        with (
+            serving(works[0], quiet, port=0, settings=settings) as one,
+            serving(works[1], quiet, port=0, settings=settings) as other,
+        ):
+            yield Replicas(one, other, database)
+
+
+def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() < began + limit
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def models(server: Server, key: str) -> httpx.Response:
+    return httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+
+
+def shown(server: Server, key: str) -> list[str]:
+    """The versions that this key may use, none for one that is not accepted."""
+    return [card["root"] for card in models(server, key).json().get("data", [])[1:]]
+
+
+def test_a_change_on_one_is_in_force_on_the_other(
+    replicas: Replicas, folders: dict[str, Path]
+) -> None:
+    one, other = replicas.one, replicas.other
+    one.upload("voice", folders["pirate"])
+    key = one.create_user("ann", "voice")
+    assert seconds_until(lambda: shown(other, key) == ["voice@1"]) < 1
+    assert other.ask(key, QUESTION)[1] == "voice@1"
+
+    one.upload("voice", folders["formal"])
+    assert shown(one, key) == ["voice@2"]  # where it was made, at once
+    assert seconds_until(lambda: shown(other, key) == ["voice@2"]) < 1
+    assert other.ask(key, QUESTION) == one.ask(key, QUESTION)
+    assert other.ask(key, QUESTION, "voice@1")[1] == "voice@1"
+
+    key_id = key.split("_")[1]
+    one.call("DELETE", f"/admin/keys/{key_id}")
+    assert models(one, key).status_code == 401
+    assert seconds_until(lambda: models(other, key).status_code == 401) < 1
+
+
+def test_chat_goes_on_while_the_database_is_away(
+    replicas: Replicas, folders: dict[str, Path]
+) -> None:
+    server = replicas.one
+    server.upload("steady", folders["playful"])
+    key = server.create_user("bob", "steady")
+    replicas.database.stop()
+    try:
+        assert server.ask(key, QUESTION)[1] == "steady@1"
+        stranger = models(server, f"{key}x")
+        refused(stranger, 401, "invalid_api_key")
+        change = httpx.post(
+            f"{server.url}/admin/users",
+            headers={"Authorization": f"Bearer {server.admin_key}"},
+            json={"id": "late"},
+            timeout=60,
+        )
+        refused(change, 503, "store_unavailable")
+        assert change.headers["Retry-After"]
+        assert server.ask(key, QUESTION)[1] == "steady@1"
+    finally:
+        replicas.database.start()
+    server.create_user("late", "steady")
+    seconds_until(lambda: models(replicas.other, key).status_code == 200)
+    server.call("DELETE", "/admin/users/bob")
+    assert seconds_until(lambda: models(replicas.other, key).status_code == 401) < 5

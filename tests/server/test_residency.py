@@ -1,0 +1,155 @@
+"""More adapters than slots and memory: everybody's turn comes, and nothing is lost or left."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from served import QUESTION, TASTES, Served, chat
+
+LONG = {"ignore_eos": True, "max_tokens": 120}
+
+
+def engine_state(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = served.server.call("GET", "/admin/engine")
+    return found
+
+
+def comes_true(condition: Any, seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.fixture
+def publish(served: Served) -> Iterator[Any]:
+    """Publishes a taste's adapter under a name of the test's own, which is retired afterwards."""
+    made: list[str] = []
+
+    def one(name: str, taste: str) -> str:
+        served.server.upload(name, served.folders[taste])
+        made.append(name)
+        return name
+
+    yield one
+    for name in made:
+        headers = {"Authorization": f"Bearer {served.server.admin_key}"}
+        httpx.delete(f"{served.server.url}/admin/adapters/{name}", headers=headers)
+
+
+def stream(served: Served, adapter: str) -> Iterator[str]:
+    """The lines of a long streamed answer of `adapter`, as they come."""
+    with httpx.stream(
+        "POST",
+        f"{served.server.url}/v1/chat/completions",
+        headers={
+            "Authorization": f"Bearer {served.server.admin_key}",
+            "X-Adapter-Id": adapter,
+        },
+        json={
+            "messages": [{"role": "user", "content": QUESTION}],
+            "temperature": 0,
+            "stream": True,
+            **LONG,
+        },
+        timeout=60,
+    ) as answer:
+        assert answer.status_code == 200
+        yield from (line for line in answer.iter_lines() if line.startswith("data: "))
+
+
+def test_memory_is_bounded_and_everything_is_given_back(served: Served) -> None:
+    for _ in range(3):
+        for taste in TASTES:
+            assert chat(served, served.keys[taste]).headers["X-Adapter-Id"] == f"{taste}@1"
+    state = engine_state(served)
+    assert state["slots"] == {"total": 2, "running": 0, "waiting": 0}
+    assert 0 < state["memory"]["bytes"] <= state["memory"]["limit"]
+    # One megabyte holds one of these in float32: the others were evicted, inside the engine, too.
+    assert state["resident"] == [f"{TASTES[-1]}@1"]
+    assert comes_true(lambda: engine_state(served)["in_host_memory"] == 1)
+
+
+def test_three_adapters_on_two_slots_all_progress(served: Served) -> None:
+    """vLLM alone let the third one wait until the load ended."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    end = time.monotonic() + 8
+
+    def caller(taste: str) -> None:
+        while time.monotonic() < end:
+            asked = time.monotonic()
+            answer = chat(served, served.keys[taste])
+            assert answer.headers["X-Adapter-Id"] == f"{taste}@1", answer.text
+            seconds[taste].append(time.monotonic() - asked)
+
+    callers = [threading.Thread(target=caller, args=(t,)) for t in TASTES for _ in range(3)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join()
+    counts = {taste: len(found) for taste, found in seconds.items()}
+    assert min(counts.values()) > 0.5 * max(counts.values()), counts
+    every = [one for found in seconds.values() for one in found]
+    assert max(every) < 3 * statistics.median(every), (max(every), statistics.median(every))
+    assert engine_state(served)["slots"]["running"] == 0
+
+
+def test_an_adapter_retired_in_the_middle_of_an_answer_finishes_it(
+    served: Served, publish: Any
+) -> None:
+    name = publish("leaving", "pirate")
+    lines = stream(served, name)
+    assert next(lines)
+    served.server.call("DELETE", f"/admin/adapters/{name}")
+    assert f"{name}@1" not in engine_state(served)["resident"]
+    rest = list(lines)
+    assert rest[-1] == "data: [DONE]"
+    assert len(rest) > 100
+    headers = {"X-Adapter-Id": name}
+    assert chat(served, served.server.admin_key, headers=headers).status_code == 404
+    assert comes_true(lambda: engine_state(served)["in_host_memory"] <= 1)
+
+
+def test_a_client_that_leaves_gives_its_turn_back(served: Served, publish: Any) -> None:
+    lines = stream(served, publish("left-alone", "playful"))
+    assert next(lines)
+    assert engine_state(served)["slots"]["running"] == 1
+    lines.close()  # type: ignore[attr-defined]
+    assert comes_true(lambda: engine_state(served)["slots"]["running"] == 0)
+
+
+def test_files_that_vanish_hurt_nobody_who_is_loaded_and_no_one_else(
+    served: Served, publish: Any, tmp_path: Path
+) -> None:
+    """vLLM alone died of it, with everybody's requests, once the adapter was evicted."""
+    name = publish("vanishing", "formal")
+    headers = {"X-Adapter-Id": name}
+    key = served.server.admin_key
+    own = chat(served, key, headers=headers).json()["choices"][0]["message"]["content"]
+    digest = served.server.call("GET", f"/admin/adapters/{name}")["versions"][0]["digest"]
+    (blob,) = served.data_dir.rglob(f"*{digest.removeprefix('sha256:')}*")
+    shutil.move(blob, tmp_path / "taken")
+    try:
+        answer = chat(served, key, headers=headers)
+        assert answer.json()["choices"][0]["message"]["content"] == own
+        for taste in ("pirate", "playful"):  # now it is evicted
+            assert chat(served, served.keys[taste]).status_code == 200
+        gone = chat(served, key, headers=headers)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (503, "corrupt_artifact")
+        assert chat(served, served.keys["pirate"]).status_code == 200
+    finally:
+        shutil.move(tmp_path / "taken", blob)
+    assert chat(served, key, headers=headers).status_code == 200
+    assert engine_state(served)["slots"]["running"] == 0
