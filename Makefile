@@ -26,8 +26,9 @@ demo: setup ## train three adapters, serve them, ask the same question as each u
 real: setup ## the same on real small talk: five personalities, five users (DATA=the data folder)
 	HF_HUB_OFFLINE=1 python examples/real.py $(DATA) $(ARGS)
 
+# Two processes of one thread each: threads of several processes on the same cores wait by spinning.
 test: setup ## every test, the end-to-end ones on a real vLLM engine
-	HF_HUB_OFFLINE=1 pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile $(ARGS)
 
 check: setup ## format, lint, types: what CI runs before the tests
 	ruff format --check .

@@ -3,16 +3,12 @@
 Owns their flags; each makes one call on a registry, wherever it is (`terminal.Where`).
 """
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import track
 
 from adapters.base import POCKET, describe_base
-from adapters.collection import collect
-from adapters.errors import AdapterError
 from adapters.terminal import AsJson, Where, located, show, show_rows, spoken_errors
 from adapters.transfer import export_registry, import_registry
 from adapters.validation import Limits, validate
@@ -150,20 +146,15 @@ def audit(
 @located
 def verify(where: Where, as_json: AsJson = False) -> None:
     """Hash every stored adapter again; exit 1 if one is damaged. An upload of the same mends it."""
-    damaged = {}
-    with where.local() as registry:
-        digests = registry.digests()
-        for digest in track(digests, "hashing", transient=True, disable=as_json):
-            try:
-                registry.store.verify(digest)
-            except AdapterError as error:
-                damaged[digest] = str(error)
+    with where.registry() as registry:
+        found = registry.verify()
+    damaged: dict[str, str] = found["damaged"]
     if as_json:
-        show({"stored": len(digests), "damaged": damaged}, as_json=True)
+        show(found, as_json=True)
     else:
         for sentence in damaged.values():
             typer.secho(sentence, fg="red", err=True)
-        print(f"{len(digests) - len(damaged)} of {len(digests)} stored adapters are sound")
+        print(f"{found['stored'] - len(damaged)} of {found['stored']} stored adapters are sound")
     if damaged:
         raise typer.Exit(1)
 
@@ -177,9 +168,8 @@ def collect_garbage(
     as_json: AsJson = False,
 ) -> None:
     """Remove stored bytes that no living adapter's version names (those of retired ones)."""
-    with where.local() as registry:
-        found = collect(registry, older_than=timedelta(hours=hours), dry_run=dry_run)
-    show(found.as_json(), as_json=as_json)
+    with where.registry() as registry:
+        show(registry.collect(hours, dry_run=dry_run), as_json=as_json)
 
 
 @adapters_app.command("export")

@@ -6,7 +6,7 @@ bytes, whose publish may still be under way, and those that somebody holds a lea
 rows of retired adapters stay as tombstones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from adapters.audit import log
 from adapters.catalogue import living_digests
 from adapters.db import VersionRow, now, writing
+from adapters.errors import CorruptArtifact
 from adapters.registry import Registry
 from adapters.store import StoredBlob
 
@@ -52,6 +53,17 @@ def collect(
                 else:
                     in_use.append(blob)
     return Collected(tuple(removed), tuple(in_use))
+
+
+def damaged(registry: Registry, digests: Iterable[str]) -> dict[str, str]:
+    """Of these digests the ones whose stored bytes are not what they were, with a sentence each."""
+    found = {}
+    for digest in digests:
+        try:
+            registry.store.verify(digest)
+        except CorruptArtifact as error:
+            found[digest] = str(error)
+    return found
 
 
 def _candidates(registry: Registry, older_than: timedelta) -> Iterator[StoredBlob]:

@@ -5,11 +5,16 @@ a verb is written once for both. Refuses rules; those are the registry's.
 """
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import track
+
 from adapters.accounts import Role
 from adapters.base import POCKET, describe_base
+from adapters.collection import collect, damaged
 from adapters.registry import Registry
 from adapters.shapes import entry_body, group_body, quota_body, user_body, version_body
 
@@ -70,6 +75,18 @@ class LocalRegistry:
             adapter_id, everyone=everyone, users=users, groups=groups, actor=self._actor
         )
         return {"everyone": everyone, "users": list(users), "groups": list(groups)}
+
+    def verify(self) -> dict[str, Any]:
+        digests = self._registry.digests()
+        screen = Console(stderr=True)
+        watched = track(
+            digests, "hashing", transient=True, console=screen, disable=not screen.is_terminal
+        )
+        return {"stored": len(digests), "damaged": damaged(self._registry, watched)}
+
+    def collect(self, hours: float, *, dry_run: bool) -> dict[str, Any]:
+        age = timedelta(hours=hours)
+        return collect(self._registry, older_than=age, dry_run=dry_run).as_json()
 
     def create_user(self, user_id: str) -> dict[str, Any]:
         return {"id": self._registry.accounts.create_user(user_id, actor=self._actor).id}

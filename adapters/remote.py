@@ -69,6 +69,13 @@ class RemoteRegistry:
         wish = {"everyone": everyone, "users": users, "groups": groups}
         return self._call("PUT", f"/admin/adapters/{adapter_id}/grants", json=wish)
 
+    def verify(self) -> Any:
+        return self._call("POST", "/admin/store/verify")
+
+    def collect(self, hours: float, *, dry_run: bool) -> Any:
+        wish = {"hours": hours, "dry_run": dry_run}
+        return self._call("POST", "/admin/store/collect", json=wish)
+
     def create_user(self, user_id: str) -> Any:
         return self._call("POST", "/admin/users", json={"id": user_id})
 

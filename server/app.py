@@ -22,6 +22,7 @@ from server.api import (
     admin_adapters,
     admin_engine,
     admin_groups,
+    admin_store,
     admin_users,
     chat,
     completions,
@@ -110,6 +111,7 @@ def create_app(
         admin_adapters,
         admin_users,
         admin_groups,
+        admin_store,
         admin_engine,
         health,
     ):

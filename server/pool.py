@@ -99,6 +99,7 @@ class AdapterPool:
                 self._unlist(resident)  # it gave up before its turn
             elif not resident.users and not resident.is_known:
                 self._remove(resident)
+            self._make_room(0)  # what was in use at once may have been more than there is room for
 
     def retire(self, adapter_id: str) -> None:
         """Take every version of an adapter out of the engine, each when its last request ends."""

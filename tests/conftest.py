@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from served import TASTES, Served
@@ -47,11 +48,12 @@ def pocket() -> ResidentBase:
 
 @pytest.fixture(scope="session")
 def folders(pocket: ResidentBase, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One small but really trained adapter for each taste."""
+    """One small but really trained adapter for each taste, the same for all test processes."""
     from training.config import BAPOConfig
     from training.run import train_adapter
 
-    work = tmp_path_factory.mktemp("adapters")
+    work = tmp_path_factory.getbasetemp()
+    work = (work.parent if "PYTEST_XDIST_WORKER" in os.environ else work) / "tastes"
     config = BAPOConfig(
         learning_rate=1e-3,
         num_train_epochs=6,
@@ -59,8 +61,11 @@ def folders(pocket: ResidentBase, tmp_path_factory: pytest.TempPathFactory) -> d
         anchor_cache=str(work / "anchors.jsonl"),
         use_cpu=True,
     )
-    for taste in TASTES:
-        train_adapter(pocket, PREFERENCES / f"{taste}.jsonl", work / taste, config)
+    work.mkdir(exist_ok=True)
+    with FileLock(work / "lock"):
+        for taste in TASTES:
+            if not (work / taste).is_dir():
+                train_adapter(pocket, PREFERENCES / f"{taste}.jsonl", work / taste, config)
     return {taste: work / taste for taste in TASTES}
 
 

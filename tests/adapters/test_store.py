@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -326,6 +327,28 @@ def test_a_full_disk_leaves_nothing(
     fill = (lambda: store.lease(digest)) if ground.bucket else (lambda: store.put(folder))
     with file_limit(size), pytest.raises(StoreFull, match="free some"):
         fill()
+    assert [path for path in ground.data.rglob("*") if path.is_file()] == []
+    store.put(folder)
+    store.lease(digest).release()
+    store.verify(digest)
+
+
+def test_a_disk_that_is_full_at_the_rename_leaves_nothing(
+    ground: Ground, store: Store, craft: Craft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Injected: no test can fill a disk between the last write and the rename."""
+    folder = craft()
+    digest = artifact_digest(folder)
+    if ground.bucket:
+        store.put(folder)
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", refuse)
+        with pytest.raises(StoreFull, match="free some"):
+            store.lease(digest) if ground.bucket else store.put(folder)
     assert [path for path in ground.data.rglob("*") if path.is_file()] == []
     store.put(folder)
     store.lease(digest).release()

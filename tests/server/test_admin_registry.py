@@ -38,13 +38,13 @@ def client(registry: Registry) -> Iterator[TestClient]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
         from server import dependencies, errors
-        from server.api import admin_adapters, admin_users
+        from server.api import admin_adapters, admin_groups, admin_users
 
     app = FastAPI()
     errors.install(app)
     app.state.registry = registry
     app.dependency_overrides[dependencies._admin] = lambda: Caller(Role.ADMIN, None, "root")
-    for routes in (admin_adapters, admin_users):
+    for routes in (admin_adapters, admin_users, admin_groups):
         app.include_router(routes.router)
     with TestClient(app, base_url="http://test/admin") as talking:
         yield talking

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def stream(served: Served, adapter: str) -> Iterator[str]:
 
 
 def test_memory_is_bounded_and_everything_is_given_back(served: Served) -> None:
+    with ThreadPoolExecutor(6) as callers:  # two at a time have their turn, which is too much
+        for answer in callers.map(lambda taste: chat(served, served.keys[taste]), TASTES * 4):
+            assert answer.status_code == 200
+    assert engine_state(served)["memory"]["bytes"] <= engine_state(served)["memory"]["limit"]
     for _ in range(3):
         for taste in TASTES:
             assert chat(served, served.keys[taste]).headers["X-Adapter-Id"] == f"{taste}@1"
