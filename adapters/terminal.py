@@ -71,7 +71,7 @@ class Where:
         if self.server:
             raise AdapterError(
                 "This is done on the registry itself: give --data-dir, or --database-url and"
-                " --store-url, and not --server."
+                " --store-url, and leave out --server (and BAPO_SERVER)."
             )
         registry = open_registry(self.data_dir, self.database_url, self.store_url)
         try:

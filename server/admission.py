@@ -5,9 +5,9 @@ wait are served in order of arrival, and no wait is longer than `max_wait` secon
 adapters nor the engine; a key is anything hashable.
 
 vLLM alone lets requests for running adapters pass one that waits for a slot, for as long as they
-keep coming (measured: 25 s behind 126 later requests). Here an adapter has a turn. While others
-wait and its turn is older than `turn_seconds`, new requests for it stand in line, too; those that
-run finish, and the slot goes to whoever came first.
+keep coming. Here an adapter has a turn. While others wait and its turn is older than
+`turn_seconds`, new requests for it stand in line, too; those that run finish, and the slot goes to
+whoever came first.
 """
 
 from __future__ import annotations

@@ -32,14 +32,25 @@ from server.api import (
 from server.auth import Authentication
 from server.canary import Canary
 from server.engine.vllm import STEERING_HEADERS
-from server.errors import ServerError
 from server.freshness import RefreshAfterWrites
 from server.limits import BodyLimit, DropHeaders
-from server.live import Live, start_live
+from server.live import Live, listen_to_the_canary, start_live
 from server.settings import Settings
 from server.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
+
+ROUTES = (
+    chat,
+    completions,
+    models,
+    admin_adapters,
+    admin_users,
+    admin_groups,
+    admin_store,
+    admin_engine,
+    health,
+)
 
 
 def create_app(
@@ -66,22 +77,13 @@ def create_app(
             log.error("engine_failed_to_start", exc_info=error)
             on_engine_failure(error)
 
-    async def listen_to_the_canary() -> None:
-        while True:
-            await asyncio.sleep(settings.canary_seconds)
-            live = supervisor.running
-            if live is None:
-                continue
-            with contextlib.suppress(ServerError):  # it died meanwhile: the supervisor's to mend
-                if not await canary.listen(live.engine, live.pool.loaded):
-                    live.give_up()
-
     canary = Canary()
     supervisor = Supervisor(start)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work()) for work in (keep_an_engine, listen_to_the_canary)]
+        asking = listen_to_the_canary(canary, supervisor, settings.canary_seconds)
+        tasks = [asyncio.create_task(work) for work in (keep_an_engine(), asking)]
         try:
             with view:
                 yield
@@ -104,17 +106,7 @@ def create_app(
     app.state.base = base
     app.state.canary = canary
     app.state.supervisor = supervisor
-    for routes in (
-        chat,
-        completions,
-        models,
-        admin_adapters,
-        admin_users,
-        admin_groups,
-        admin_store,
-        admin_engine,
-        health,
-    ):
+    for routes in ROUTES:
         app.include_router(routes.router)
     errors.install(app)
     # The last one added is the first to see a request.

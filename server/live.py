@@ -1,13 +1,15 @@
 """A started engine with all that belongs to its one life: the adapters it holds, the way to them.
 
-Owns putting these together. When an engine dies, its pool and router die with it: nothing that they
-believe about its memory holds for the next one.
+Owns putting these together, and having the canary ask. When an engine dies, its pool and router die
+with it: nothing that they believe about its memory holds for the next one.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
+import structlog
 from starlette.datastructures import State
 
 from adapters.store import Store
@@ -15,9 +17,13 @@ from adapters.view import RegistryView
 from server.admission import FairSlots
 from server.canary import Canary
 from server.engine.vllm import Engine
+from server.errors import EngineUnavailable
 from server.pool import AdapterPool
 from server.routing import Router
 from server.settings import Settings
+from server.supervisor import Supervisor
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,3 +63,21 @@ async def start_live(
     )
     pool = AdapterPool(engine, store.lease, slots, memory_bytes=settings.adapter_memory_bytes)
     return Live(engine, pool, Router(view, pool, canary, settings.base_name))
+
+
+async def listen_to_the_canary(
+    canary: Canary, supervisor: Supervisor[Live], pause_seconds: float
+) -> None:
+    """For ever, ask the engine that runs; one that has gone wrong makes room for another."""
+    while True:
+        await asyncio.sleep(pause_seconds)
+        live = supervisor.running
+        if live is None:
+            continue
+        try:
+            if not await canary.listen(live.engine, live.pool.loaded):
+                live.give_up()
+        except EngineUnavailable:
+            continue  # it died meanwhile, which the supervisor mends
+        except Exception as error:  # whatever it is, the next engine must be listened to
+            log.error("canary_failed", exc_info=error)

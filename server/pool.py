@@ -167,6 +167,8 @@ class AdapterPool:
 
         What is in use stays, so the budget can be exceeded by the adapters that have a turn.
         """
+        if self.bytes + size <= self._memory_bytes:
+            return
         for resident in list(self._residents.values()):
             if self.bytes + size <= self._memory_bytes:
                 return

@@ -22,6 +22,15 @@ from adapters.base import POCKET
 
 MEBIBYTE = 1024 * 1024
 
+OURS = frozenset(
+    {
+        *("model", "served_model_name", "dtype", "max_model_len"),
+        *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "worker_extension_cls"),
+    }
+)
+"""Options of vLLM's that the server sets by itself, or by a setting of the same name. Given behind
+its back, it would admit more adapters than there are slots, or forget what it has loaded."""
+
 
 class Settings(BaseSettings):
     """Every setting of `bapo serve`."""
@@ -94,6 +103,14 @@ class Settings(BaseSettings):
         if rank not in allowed:
             raise ValueError(f"vLLM serves ranks up to one of {allowed}")
         return rank
+
+    @field_validator("vllm")
+    @classmethod
+    def _leaves_ours_alone(cls, options: dict[str, Any]) -> dict[str, Any]:
+        names = {name.replace("-", "_") for name in options}
+        if taken := sorted(names & OURS):
+            raise ValueError(f"{', '.join(taken)} is the server's own setting, not one of vLLM's")
+        return options
 
     @property
     def base_name(self) -> str:

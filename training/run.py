@@ -33,7 +33,7 @@ from training.progress import TrainingBar, bar
 from training.prompts import encode_general, load_prompts
 from training.scoring import with_cached_reference
 from training.trainer import BAPOTrainer
-from training.writing import refuse_existing, write_adapter
+from training.writing import recover, refuse_existing, write_adapter
 
 Pairs = Sequence[PreferencePair] | str | Path
 
@@ -88,8 +88,10 @@ def train_adapter(
     written; OSError where the disk fails, with nothing left behind.
     """
     target = Path(out).absolute()
-    refuse_existing(target, overwrite=overwrite)
     config = _at_home(config or BAPOConfig(), target, evaluates=bool(eval_pairs))
+    if config.should_save:  # of several processes, one writes
+        recover(target.parent, [target.name])
+    refuse_existing(target, overwrite=overwrite)
     data = _pairs_of(pairs)
     if not data:
         raise DataError("There are no preference pairs to train on.")
@@ -106,7 +108,7 @@ def train_adapter(
         clock.lap("base answers and references")
         set_seed(config.seed)
         with trainable(base, config) as policy:
-            if config.should_save:  # of several processes, one writes
+            if config.should_save:
                 claim(checkpoints, identity)
             metrics = _fit(policy, base, ready, config, checkpoint, label)
             clock.lap("training")

@@ -52,7 +52,6 @@ def recover(folder: Path, names: Collection[str]) -> None:
 
 def refuse_existing(target: Path, *, overwrite: bool) -> None:
     """Raise ConfigError where something stands that was not to be replaced."""
-    recover(target.parent, [target.name])
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise ConfigError(f"{target} is not empty; choose another folder or give --overwrite.")
     if target.exists() and not target.is_dir():

@@ -30,10 +30,10 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.inputs import TokensPrompt
+from vllm.inputs import TextPrompt
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -56,7 +56,7 @@ STAGING_POLLS = (0.002, 0.05)
 """Seconds between two questions whether an adapter has been read: at first, and at most."""
 WATCH_SECONDS = 0.5
 """Between two looks whether the engine that is to answer is still alive."""
-CANARY_TOKENS = 8
+CANARY_TOKENS, CANARY_TEMPERATURE = 4, 0.3
 CLIENT_CLOSED = 499  # nginx's status for a client that left; nobody is there to read it
 
 
@@ -145,24 +145,42 @@ class Engine:
     def alive(self) -> bool:
         return not (self._stopped or self._llm.errored)
 
-    async def base_answer(self, question: str) -> tuple[int, ...]:
-        """The base's greedy answer, token ids; nothing of it comes from a cache."""
-        chat: Any = self._llm.get_tokenizer().apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
+    async def base_answers(self, question: str, samples: int = 0) -> list[tuple[int, ...]]:
+        """How the base begins to answer, token ids: greedily, or so many times by chance.
+
+        Nothing of it comes from a cache. Raises EngineUnavailable, EngineRefusal.
+        """
+        tokenizer = self._llm.get_tokenizer()
+        text = question  # as it is for a model that has never heard of chats
+        if getattr(tokenizer, "chat_template", None):
+            turn = [{"role": "user", "content": question}]
+            text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        prompt = TextPrompt(prompt=text, cache_salt=secrets.token_hex(16))
+        params = SamplingParams(
+            n=max(1, samples),
+            temperature=CANARY_TEMPERATURE if samples else 0.0,
+            max_tokens=CANARY_TOKENS,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        ids = self._llm.get_tokenizer()(chat, add_special_tokens=False)["input_ids"]
-        prompt = TokensPrompt(prompt_token_ids=ids, cache_salt=secrets.token_hex(16))
-        greedy = SamplingParams(temperature=0, max_tokens=CANARY_TOKENS)
+        name = f"canary-{secrets.token_hex(8)}"
 
-        async def answer() -> tuple[int, ...]:
-            found: tuple[int, ...] = ()
-            async for output in self._llm.generate(
-                prompt, greedy, f"canary-{secrets.token_hex(8)}"
-            ):
-                found = tuple(output.outputs[0].token_ids)
-            return found
+        async def answers() -> list[tuple[int, ...]]:
+            async for output in self._llm.generate(prompt, params, name):
+                return [tuple(one.token_ids) for one in output.outputs]
+            return []
 
-        return await self._guarded(lambda: self._while_alive(answer()))
+        return await self._guarded(lambda: self._while_alive(answers()))
+
+    async def memory_is_sound(self) -> bool:
+        """Whether no running or past request has left NaN or infinity in the engine's memory.
+
+        Layer by layer, so that nobody's stream waits for more than one.
+        """
+        layers = max(await self._ask_workers("memory_layers"))
+        for layer in range(layers):
+            if not all(await self._ask_workers("layer_is_finite", layer)):
+                return False
+        return True
 
     @property
     def max_model_len(self) -> int:

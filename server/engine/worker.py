@@ -1,8 +1,9 @@
 """What runs inside vLLM's worker: adapters are read in a thread, beside the steps that it computes.
 
-Owns the way of an adapter from its folder into the worker's memory. vLLM reads it between two steps
-and everybody's streams wait meanwhile; here a thread of the worker reads it first, and when vLLM
-asks for it, it is there. Refuses to choose: who is loaded and removed is the pool's to say.
+Owns the way of an adapter from its folder into the worker's memory, and looking for NaN there. vLLM
+reads an adapter between two steps, for which everybody's streams wait; here a thread of the worker
+reads it first, and when vLLM asks for it, it is there; what is left is the copy into a slot.
+Refuses to choose: who is loaded and removed is the pool's to say.
 Reached by `collective_rpc`; the class becomes a base of vLLM's worker (`--worker-extension-cls`),
 so its names must not meet vLLM's. Written against vLLM 0.32.
 """
@@ -13,11 +14,14 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 
 READERS = 2
 """Threads that read; more would only take the interpreter from the steps."""
+
+WITH_NAN = (torch.float32, torch.float16, torch.bfloat16)
 
 Load = Callable[[LoRARequest], LoRAModel]
 
@@ -82,6 +86,24 @@ class AdapterStaging:
             "host": sorted(manager.list_adapters()),
             "slots": [engine_id for engine_id in manager.lora_index_to_id if engine_id],
         }
+
+    def memory_layers(self) -> int:
+        """Layers that keep keys and values here."""
+        return len(self.model_runner.kv_caches)
+
+    def layer_is_finite(self, layer: int) -> bool:
+        """Whether no key or value of a layer is NaN or infinite; True for what cannot be.
+
+        What one request left there, another's attention reads before it is overwritten, as
+        something times zero: and NaN times zero is NaN.
+        """
+        if layer >= self.memory_layers():
+            return True  # another worker's
+        kept = self.model_runner.kv_caches[layer]
+        if not isinstance(kept, torch.Tensor) or kept.dtype not in WITH_NAN:
+            return True
+        smallest, largest = torch.aminmax(kept)  # one pass, and NaN is both of them
+        return bool(smallest.isfinite() and largest.isfinite())
 
     def _adapter_staging(self) -> Staging:
         """Made at the first use: vLLM's worker has no constructor to hook into."""

@@ -1,11 +1,17 @@
-"""An adapter that spoils the engine for everybody is found out, and only it is shut out."""
+"""An adapter that spoils the engine for everybody is found out, and only it is shut out.
+
+The rule itself is shown on answers that are made up: no engine rounds at command.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,8 +19,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from adapters.base import POCKET, describe_base
-from adapters.registry import open_registry
+from adapters.registry import AdapterVersion, open_registry
 from adapters.validation import Limits
+from server.canary import Answer, Canary
+from server.errors import AdapterQuarantined, EngineRefusal, EngineUnavailable
 
 from served import QUESTION
 from serving import Server, serving
@@ -69,3 +77,95 @@ def test_the_canary_finds_the_poison_and_everybody_else_is_well_again(poisoned: 
     state = poisoned.call("GET", "/admin/engine")
     assert (state["quarantined"], state["restarts"]) == (["poison@1"], 1)
     assert {name: words(ask(poisoned, name)) for name in right} == right
+
+
+ANSWER, OTHER = (5, 6, 7, 8), (0, 0, 0, 0)
+SURE = (5, 6)
+TIPPED = (5, 6, 0, 0)  # it goes another way, but only where the base was not sure
+REFUSAL = EngineRefusal("no", status=500)
+
+
+class Scripted:
+    """An engine that gives the answers it is told to, and the last of them for ever."""
+
+    def __init__(self, *answers: Answer | Exception, sound: bool = True) -> None:
+        self.answers = list(answers)
+        self.sound = sound
+
+    async def base_answers(self, question: str, samples: int = 0) -> list[Answer]:
+        if samples:
+            return [ANSWER] * (samples - 1) + [(*SURE, 1)]
+        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(found, Exception):
+            raise found
+        return [found]
+
+    async def memory_is_sound(self) -> bool:
+        return self.sound
+
+
+def version(engine_id: int) -> AdapterVersion:
+    return AdapterVersion("a", engine_id, engine_id, "sha256:0", 4, 1, datetime.now(UTC))
+
+
+def canary() -> Canary:
+    bird = Canary()
+    asyncio.run(bird.greet(Scripted(ANSWER)))
+    return bird
+
+
+def listen(bird: Canary, engine: Scripted, *loaded: int) -> bool:
+    return asyncio.run(bird.listen(engine, [version(number) for number in loaded]))
+
+
+@pytest.mark.parametrize("answers", [[ANSWER], [TIPPED], [OTHER, ANSWER], [REFUSAL, ANSWER]])
+def test_a_healthy_engine_stays(answers: list[Any]) -> None:
+    bird = canary()
+    assert listen(bird, Scripted(*answers), 1, 2)
+    assert bird.quarantined == []
+
+
+@pytest.mark.parametrize(
+    "engine", [Scripted(OTHER), Scripted(REFUSAL), Scripted(ANSWER, sound=False)]
+)
+def test_a_spoilt_one_goes_and_the_newest_that_is_not_proved_with_it(engine: Scripted) -> None:
+    bird = canary()
+    assert listen(bird, Scripted(ANSWER), 1, 7)
+    assert not listen(bird, engine, 1, 7, 3, 2)
+    assert bird.quarantined == ["a@3"]
+    with pytest.raises(AdapterQuarantined, match="a@3 is in quarantine"):
+        bird.refuse_quarantined(version(3))
+    bird.refuse_quarantined(version(7))
+    # The next engine has proved none of them, and the next in line is the newest again.
+    asyncio.run(bird.greet(Scripted(ANSWER)))
+    assert not listen(bird, engine, 1, 7)
+    assert bird.quarantined == ["a@3", "a@7"]
+    assert not listen(bird, engine)
+
+
+def test_a_dead_engine_is_nobodys_fault() -> None:
+    bird = canary()
+    with pytest.raises(EngineUnavailable):
+        listen(bird, Scripted(EngineUnavailable("gone")), 1)
+    assert bird.quarantined == []
+
+
+def test_an_engine_that_comes_back_as_another_is_not_taken() -> None:
+    bird = canary()
+    with pytest.raises(RuntimeError, match="as the first one did"):
+        asyncio.run(bird.greet(Scripted(OTHER)))
+
+
+def test_a_base_that_has_never_heard_of_chats_is_served(tmp_path: Path) -> None:
+    base = tmp_path / "plain"
+    shutil.copytree(POCKET, base)
+    (base / "chat_template.jinja").unlink()
+    settings = {"BAPO_MODEL": str(base), "BAPO_DTYPE": "float32"}
+    with serving(tmp_path, Console(quiet=True), port=0, settings=settings) as server:
+        answer = httpx.post(
+            f"{server.url}/v1/completions",
+            headers={"Authorization": f"Bearer {server.admin_key}"},
+            json={"prompt": "Oslo", "max_tokens": 4, "temperature": 0},
+            timeout=60,
+        )
+        assert answer.status_code == 200, answer.text

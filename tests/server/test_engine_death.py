@@ -90,6 +90,9 @@ def test_a_killed_engine_comes_back_with_everybodys_adapter(
     assert answers(running, keys) == before
     state = running.call("GET", "/admin/engine")
     assert (state["restarts"], state["slots"]["running"]) == (1, 0)
+    headers = {"Authorization": f"Bearer {running.admin_key}"}
+    metrics = httpx.get(f"{running.url}/metrics", headers=headers, timeout=10)
+    assert (metrics.status_code, "vllm:" in metrics.text) == (200, True)
 
 
 def test_and_again_while_nobody_asks(server: tuple[Server, dict[str, str]]) -> None:

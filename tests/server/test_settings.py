@@ -36,3 +36,10 @@ def test_unknown_names_are_errors(tmp_path: Path) -> None:
     file.write_text("prot: 2\n")
     with pytest.raises(ValidationError, match="prot"):
         load_settings(file)
+
+
+@pytest.mark.parametrize("name", ["max-loras", "max_cpu_loras", "enable-lora", "model"])
+def test_what_is_the_servers_own_is_not_given_behind_its_back(name: str) -> None:
+    with pytest.raises(ValidationError, match="the server's own setting"):
+        Settings(vllm={name: 4})
+    assert Settings(vllm={"gpu-memory-utilization": 0.8}).vllm

@@ -24,7 +24,7 @@ from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
 from training.trainer import whole_checkpoints
-from training.writing import refuse_existing
+from training.writing import recover
 
 from processes import interruptible
 
@@ -200,8 +200,7 @@ def test_a_process_killed_while_it_replaces_loses_neither_adapter(
     assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) > 0
     running = tmp_path / f".a.b.{os.getppid()}.tmp"
     running.mkdir()  # of somebody who is still at it
-    with pytest.raises(ConfigError, match="is not empty"):
-        refuse_existing(out, overwrite=False)
+    recover(tmp_path, [out.name])
     kept = "old" if when == "after the old one went" else "new"
     assert [path.name for path in out.iterdir()] == [kept]
     assert sorted(tmp_path.iterdir()) == [running, out]

@@ -1,0 +1,97 @@
+"""Adapters are read in a thread of the worker, which stands here for a slow disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
+    from vllm.lora.request import LoRARequest
+
+    from server.engine.worker import AdapterStaging, Staging
+
+
+class SlowDisk:
+    """In place of vLLM's loading: reads until it is let go, or fails."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.reads: list[int] = []
+        self.threads: set[int] = set()
+
+    def __call__(self, request: LoRARequest) -> Any:
+        self.reads.append(request.lora_int_id)
+        self.threads.add(threading.get_ident())
+        assert self.go.wait(10)
+        if "broken" in request.lora_path:
+            raise OSError("a bad disk")
+        return f"adapter {request.lora_int_id}"
+
+
+def ready(staging: Staging, engine_id: int) -> bool:
+    deadline = time.monotonic() + 10
+    while not staging.is_ready(engine_id):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return True
+
+
+def test_reading_holds_up_nobody_and_is_done_once() -> None:
+    disk = SlowDisk()
+    staging = Staging(disk)
+    request = LoRARequest("a@1", 1, "somewhere")
+    staging.begin(request)
+    staging.begin(request)
+    assert not staging.is_ready(1)  # and we are here, while the disk is at it
+    disk.go.set()
+    assert ready(staging, 1)
+    assert staging.take(request) == "adapter 1"
+    assert disk.reads == [1]
+    assert threading.get_ident() not in disk.threads
+    # What was taken is forgotten here; whoever asks again reads it himself.
+    assert staging.take(request) == "adapter 1"
+    assert disk.reads == [1, 1]
+
+
+def test_a_read_that_fails_says_so_once_and_can_be_tried_again() -> None:
+    disk = SlowDisk()
+    disk.go.set()
+    staging = Staging(disk)
+    staging.begin(LoRARequest("a@1", 1, "broken"))
+    with pytest.raises(OSError, match="a bad disk"):
+        ready(staging, 1)
+    staging.begin(LoRARequest("a@1", 1, str(Path("mended"))))
+    assert ready(staging, 1)
+
+
+def test_what_is_dropped_is_gone_wherever_it_is() -> None:
+    disk = SlowDisk()
+    staging = Staging(disk)
+    for engine_id in range(1, 9):  # more than there are readers
+        staging.begin(LoRARequest(f"a@{engine_id}", engine_id, "somewhere"))
+        staging.drop(engine_id)
+    staging.drop(99)
+    disk.go.set()
+    with pytest.raises(KeyError):
+        staging.is_ready(1)
+    assert len(disk.reads) < 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_a_single_nan_in_memory_is_found(dtype: torch.dtype, poison: float) -> None:
+    worker = AdapterStaging()
+    layers = [torch.full((2, 3, 5), -1e4, dtype=dtype), torch.zeros(7, dtype=torch.uint8)]
+    worker.model_runner = SimpleNamespace(kv_caches=[*layers, [torch.zeros(2)]])
+    assert worker.memory_layers() == 3
+    assert all(worker.layer_is_finite(layer) for layer in range(4))
+    layers[0][1, 2, 3] = poison
+    assert [worker.layer_is_finite(layer) for layer in range(4)] == [False, True, True, True]
