@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from adapters.statistics import Proportion
 from training.config import BAPOConfig, Method
 from training.data import PreferencePair
 from training.evaluation.report import FACTS, LIKELIHOOD, Figures, figures_of
 from training.evaluation.retention import Question
-from training.evaluation.statistics import Proportion
 from training.evaluation.style import exact_style
 from training.model import ResidentBase, adapted
 from training.progress import Tick, counting

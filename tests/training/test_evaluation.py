@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.statistics import Proportion
 from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.errors import DataError
@@ -17,7 +18,6 @@ from training.evaluation.retention import (
     is_right,
     load_questions,
 )
-from training.evaluation.statistics import Proportion
 from training.evaluation.style import exact_style
 from training.model import ResidentBase, adapted
 from training.run import train_adapter
@@ -43,15 +43,6 @@ def test_an_answer_counts_as_whole_words(said: str, answer: str, right: bool) ->
 
 def test_one_of_several_answers_is_enough() -> None:
     assert is_right("the Netherlands", ["Holland", "Netherlands"])
-
-
-def test_wilson_by_hand() -> None:
-    # n = 10, p = 0.8, z² = 3.84146: centre (0.8 + 0.192073) / 1.384146 = 0.716741,
-    # half-width 1.959964 / 1.384146 · sqrt(0.016 + 0.00960365) = 0.226578
-    low, high = Proportion(8, 10).interval
-    assert (low, high) == pytest.approx((0.490163, 0.943319), abs=1e-5)
-    assert Proportion(0, 0).interval == (0, 1)
-    assert Proportion(5, 5).interval[1] == 1
 
 
 def test_questions_are_read_and_a_broken_line_is_named(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from adapters.statistics import Proportion
 from training.data import PreferencePair
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError
-from training.evaluation.statistics import Proportion
 from training.model import reference
 from training.progress import Tick, silent
 from training.scoring import score_pairs

@@ -14,10 +14,10 @@ import torch
 from rich.table import Table
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from adapters.statistics import Proportion
 from training.data import PreferencePair
 from training.evaluation.preference import pair_accuracy
 from training.evaluation.retention import Question, facts_kept
-from training.evaluation.statistics import Proportion
 from training.model import ResidentBase, adapted
 from training.progress import Tick, counting, silent
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from adapters.statistics import Proportion
 from training.data import read_jsonl
 from training.encoding import encode_prompt
 from training.errors import DataError
-from training.evaluation.statistics import Proportion
 from training.generation import complete
 from training.progress import Tick, silent
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from adapters.statistics import Proportion
 from training.evaluation.retention import answer_texts
-from training.evaluation.statistics import Proportion
 from training.progress import Tick, silent
 
 

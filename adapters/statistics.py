@@ -1,0 +1,256 @@
+"""Rates and differences with their uncertainty: the one place where both rooms get statistics.
+
+Owns which interval and which test is used for what; the arithmetic is statsmodels' and scipy's.
+Refuses to know of models, users and files. Nothing is said without its interval and its n:
+a rate is a `Proportion`, a mean an `Estimate`, a difference a `Comparison`. Comparisons
+are `after - before`, so a loss is negative. Importing it loads pandas behind statsmodels (about a
+second): import it where a result is asked for, not where a server starts.
+
+    one rate                      Proportion                Wilson, or exact (Clopper-Pearson)
+    a mean over items             mean_of                   bootstrap, resampled by user
+    same items, right or wrong    paired_rates              Bonett-Price interval, exact McNemar
+    same items, any figure        paired_means              paired bootstrap, resampled by user
+    other items, right or wrong   two_rates                 Newcombe's interval, score test
+    several p-values              holm                      Holm's step-down
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import (
+    confint_proportions_2indep,
+    proportion_confint,
+    test_proportions_2indep,
+)
+
+Interval = tuple[float, float]
+Figures = NDArray[np.float64]
+"""One dimension: a figure of each item, or of each user."""
+
+RateInterval = Literal["wilson", "exact"]
+
+CONFIDENCE = 0.95
+RESAMPLES = 4_000
+SEED = 20_240_693
+"""The same figures give the same interval, whenever and by whomever they are computed."""
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """`hits` of `n` cases; ties may count half."""
+
+    hits: float
+    n: int
+
+    @property
+    def rate(self) -> float:
+        """hits / n, in [0, 1]; 0 where there was no case."""
+        return self.hits / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson's 95 % interval (1927), which stays in [0, 1] and holds at 0 and at n."""
+        return self.interval_at(CONFIDENCE)
+
+    def interval_at(self, confidence: float, method: RateInterval = "wilson") -> Interval:
+        """Two-sided; `exact` is Clopper-Pearson, which never covers less than it says."""
+        if not self.n:
+            return 0.0, 1.0
+        low, high = proportion_confint(
+            self.hits, self.n, 1 - confidence, "beta" if method == "exact" else "wilson"
+        )
+        return max(0.0, float(low)), min(1.0, float(high))
+
+    @classmethod
+    def of(cls, outcomes: Iterable[bool | float]) -> "Proportion":
+        cases = [float(outcome) for outcome in outcomes]
+        return cls(sum(cases), len(cases))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:.1%} [{low:.1%}, {high:.1%}] of {self.n}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` items and its interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}] of {self.n}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`after - before`, its interval, and how surprising it were if nothing had changed.
+
+    `n` counts items; of two groups of different items it counts both together.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}],"
+            f" p = {self.p_value:.2g}, n = {self.n}"
+        )
+
+
+def mean_of(
+    values: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """The mean of `values` and its bootstrap interval, infinite where there is but one user.
+
+    `groups` says whose each item is: then whole users are resampled, not items, since the items
+    of one user are alike (Davison and Hinkley 1997, section 3.8). Raises ValueError without values.
+    """
+    low, high = _bootstrap(np.asarray(values, dtype=float), groups, confidence)
+    return Estimate(float(np.mean(values)), low, high, len(values))
+
+
+def paired_rates(
+    before: Sequence[bool], after: Sequence[bool], *, confidence: float = CONFIDENCE
+) -> Comparison:
+    """The same items right or wrong, before and after: exact McNemar test.
+
+    The interval is Bonett and Price's (2012), which is honest where nothing or everything
+    changed and the bootstrap would be sure. Raises ValueError without items.
+    """
+    _same_items(before, after)
+    n = len(before)
+    gained = sum(b and not a for a, b in zip(before, after, strict=True))
+    lost = sum(a and not b for a, b in zip(before, after, strict=True))
+    # Bonett and Price: one case is added to each kind of change, two to n.
+    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
+    spread = _z(confidence) * sqrt((up + down - (up - down) ** 2) / (n + 2))
+    p_value = float(mcnemar([[0, lost], [gained, 0]], exact=True).pvalue) if gained + lost else 1.0
+    low, high = max(-1.0, up - down - spread), min(1.0, up - down + spread)
+    return Comparison((gained - lost) / n, low, high, p_value, n)
+
+
+def paired_means(
+    before: Sequence[float],
+    after: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """The same items measured before and after: paired bootstrap, by user where `groups` is given.
+
+    The p-value is of the permutation test that turns the signs of differences, of all of a user's
+    at once where there are users. Raises ValueError without items.
+    """
+    _same_items(before, after)
+    change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    low, high = _bootstrap(change, groups, confidence)
+    sums, _ = _by_group(change, groups)
+    if len(sums) == 1:
+        return Comparison(float(change.mean()), low, high, 1.0, len(change))
+    p_value = stats.permutation_test(
+        (sums,),
+        lambda sums, axis: sums.sum(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=_batch(sums),
+        rng=np.random.default_rng(SEED),
+    ).pvalue
+    return Comparison(float(change.mean()), low, high, float(p_value), len(change))
+
+
+def two_rates(
+    before: Proportion, after: Proportion, *, confidence: float = CONFIDENCE
+) -> Comparison:
+    """Rates on different items, as of two arms of an experiment: Newcombe's interval, score test.
+
+    Without a case on one side nothing is known: the interval is [-1, 1].
+    """
+    n = before.n + after.n
+    difference = after.rate - before.rate
+    if not before.n or not after.n:
+        return Comparison(difference, -1.0, 1.0, 1.0, n)
+    counts = (after.hits, after.n, before.hits, before.n)
+    low, high = confint_proportions_2indep(
+        *counts, method="newcomb", compare="diff", alpha=1 - confidence
+    )
+    hits = after.hits + before.hits
+    # Where all cases are equal there is nothing to test.
+    p_value = (
+        1.0
+        if hits in (0, n)
+        else float(test_proportions_2indep(*counts, method="score", compare="diff").pvalue)
+    )
+    return Comparison(difference, float(low), float(high), p_value, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value as it counts when all were looked at (Holm 1979), in their order."""
+    if not p_values:
+        return []
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def _same_items(before: Sequence[object], after: Sequence[object]) -> None:
+    if not before or len(before) != len(after):
+        raise ValueError("a paired comparison needs the same items before and after, at least one")
+
+
+def _z(confidence: float) -> float:
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
+def _bootstrap(values: Figures, groups: Sequence[Hashable] | None, confidence: float) -> Interval:
+    """Percentile interval of the mean of all items, users (or else items) drawn anew."""
+    if not len(values):
+        raise ValueError("there are no values")
+    sums, sizes = _by_group(values, groups)
+    if len(sums) == 1:  # one user says nothing of others
+        return -inf, inf
+    found = stats.bootstrap(
+        (sums, sizes),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        confidence_level=confidence,
+        n_resamples=RESAMPLES,
+        batch=_batch(sums),
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def _by_group(values: Figures, groups: Sequence[Hashable] | None) -> tuple[Figures, Figures]:
+    """Sum and number of each user's items, (g,) each; without users every item is its own."""
+    if groups is None:
+        return values, np.ones(len(values))
+    place = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    of_item = np.array([place[group] for group in groups])
+    if len(of_item) != len(values):
+        raise ValueError("every item needs its group")
+    sums: Figures = np.bincount(of_item, weights=values).astype(np.float64)
+    sizes: Figures = np.bincount(of_item).astype(np.float64)
+    return sums, sizes
+
+
+def _batch(sums: Figures) -> int:
+    """Resamples drawn together, so that memory stays bounded however many items there are."""
+    return max(1, 2_000_000 // len(sums))
