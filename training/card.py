@@ -22,13 +22,15 @@ PAPERS = {
     "bapo": "BAPO (Base-Anchored Preference Optimization, Lee et al., Findings of EMNLP 2024,"
     " arXiv 2407.00693)",
     "dpo": "DPO (Direct Preference Optimization, Rafailov et al. 2023, arXiv 2305.18290)",
+    "sft": "SFT (supervised fine-tuning) on the preferred answer alone",
 }
-TAGS = {"bapo": ["lora", "bapo", "dpo"], "dpo": ["lora", "dpo"]}
+TAGS = {"bapo": ["lora", "bapo", "dpo"], "dpo": ["lora", "dpo"], "sft": ["lora", "sft"]}
 PREFERENCE_TERMS = {
     "sigmoid": "DPO's preference term",
     "ipo": "IPO's preference term",
     "hinge": "SLiC's hinge on the preference",
     "dpop": "DPOP's preference term",
+    "sft": "SFT on the preferred answer",
 }
 LONGEST_VALUE = 200
 ENDS_A_CODE_SPAN = set("`|\\")  # the last two within a table
@@ -85,7 +87,10 @@ def _what_it_is(said: Mapping[str, Any]) -> str:
 def _preference(said: Mapping[str, Any]) -> str:
     settings = said["hyperparameters"]
     term = PREFERENCE_TERMS.get(str(settings.get("loss_type")), "The preference term")
-    return f"{term} (β = {_value(settings['beta'])})" if "beta" in settings else term
+    if "beta" in settings and settings.get("loss_type") != "sft":
+        term = f"{term} (β = {_value(settings['beta'])})"
+    weight = settings.get("sft_weight")
+    return f"{term} with SFT on the preferred answer (α = {_value(weight)})" if weight else term
 
 
 def _anchor(said: Mapping[str, Any]) -> str:
@@ -93,15 +98,16 @@ def _anchor(said: Mapping[str, Any]) -> str:
     symbols = {"anchor_type": "type", "anchor_weight": "λ ="}
     known = [f"{word} {_value(settings[k])}" for k, word in symbols.items() if k in settings]
     aside = f" ({', '.join(known)})" if known else ""
+    whose = "preferred" if settings.get("anchor_on") == "chosen" else "base model's own"
     return (
-        f"The anchor{aside}, a term of its own, holds the likelihood of the base model's own"
+        f"The anchor{aside}, a term of its own, holds the likelihood of the {whose}"
         " answers to the same prompts where it was."
     )
 
 
 def _effective(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings; for dpo without those of the anchor, which did nothing."""
-    ignored = "anchor_" if said["method"] == "dpo" else ()
+    """The settings; without an anchor, without those of the anchor, which did nothing."""
+    ignored = "anchor_" if said["method"] in ("dpo", "sft") else ()
     return {k: v for k, v in said["hyperparameters"].items() if not k.startswith(ignored)}
 
 

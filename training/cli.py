@@ -46,7 +46,7 @@ def _train(
     model: Model = None,
     data: Data = None,
     out: Annotated[str | None, typer.Option(help="Folder for the adapter.")] = None,
-    method: Annotated[str | None, typer.Option(help="bapo, or dpo (no anchor).")] = None,
+    method: Annotated[str | None, typer.Option(help="bapo, dpo (no anchor) or sft.")] = None,
     anchor_weight: Annotated[float | None, typer.Option(help="Weight of the anchor, λ.")] = None,
     beta: Annotated[float | None, typer.Option(help="Strength of the KL leash, β.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

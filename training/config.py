@@ -22,8 +22,9 @@ from transformers import TrainingArguments
 from training.errors import ConfigError
 from training.losses import AnchorType, PreferenceType
 
-Method = Literal["bapo", "dpo"]
+Method = Literal["bapo", "dpo", "sft"]
 AnchorEngine = Literal["auto", "transformers", "vllm"]
+AnchorOn = Literal["base", "chosen"]
 MAX_LORA_RANK = 512
 
 
@@ -39,13 +40,15 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     Raises ConfigError, one sentence, where a value is out of range.
     """
 
-    method: Method = setting("bapo", "bapo, or dpo: the same without an anchor.")
+    method: Method = setting("bapo", "bapo, dpo (no anchor), or sft (chosen answers, no anchor).")
     beta: float = setting(0.1, "Strength of the preference term's KL leash (β).")
-    loss_type: PreferenceType = setting("sigmoid", "sigmoid (DPO's), ipo, hinge or dpop.")
+    loss_type: PreferenceType = setting("sigmoid", "sigmoid (DPO's), ipo, hinge, dpop or sft.")
     label_smoothing: float = setting(0.0, "Probability that a label is flipped (ε); sigmoid only.")
     dpop_weight: float = setting(5.0, "Weight of the hinge on the chosen answer; dpop only.")
+    sft_weight: float = setting(0.0, "Weight of SFT on the chosen answer beside the preference.")
     anchor_weight: float = setting(0.02, "Weight of the anchor (λ); of the order of β or below.")
     anchor_type: AnchorType = setting("hinge", "hinge, absolute, squared, log_ratio or kl.")
+    anchor_on: AnchorOn = setting("base", "What is anchored: base (its own answer) or chosen.")
     anchor_length_normalise: bool = setting(False, "Charge the anchor per token of base answer.")
     anchor_answers: int = setting(1, "Base answers anchored for each prompt, sampled apart.")
     anchor_prompts: str | None = setting(None, "JSONL file of general prompts to anchor as well.")
@@ -83,8 +86,11 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._check_ranges()
-        if self.method == "dpo" or self.anchor_weight == 0:
-            self.method, self.anchor_weight = "dpo", 0.0
+        if self.method == "sft":
+            self.loss_type = "sft"
+        if self.method != "bapo" or self.anchor_weight == 0:
+            self.method = "sft" if self.loss_type == "sft" else "dpo"
+            self.anchor_weight = 0.0
         self.checkpoints_beside_result = self.output_dir is None
         if self.output_dir is None:
             # The Trainer makes this folder even where nothing is saved; not in the user's.
@@ -101,15 +107,20 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
 
     @property
     def anchored(self) -> bool:
-        """Whether base answers take part."""
+        """Whether there is an anchor."""
         return self.anchor_weight > 0
+
+    @property
+    def anchored_on_base(self) -> bool:
+        """Whether the base model has to answer the prompts first."""
+        return self.anchored and self.anchor_on == "base"
 
     def hyperparameters(self) -> dict[str, Any]:
         """What shaped the result, for the manifest: our own fields and the optimiser's."""
         return {name: getattr(self, name) for name in _RECORDED}
 
     def _check_ranges(self) -> None:
-        for name in ("method", "loss_type", "anchor_type", "anchor_engine"):
+        for name in ("method", "loss_type", "anchor_type", "anchor_on", "anchor_engine"):
             choices = get_args(_HINTS[name])
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}.")
@@ -127,6 +138,13 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
             raise ConfigError("anchor_answers above 1 needs anchor_temperature above 0.")
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise ConfigError(f"label_smoothing needs loss_type sigmoid, not {self.loss_type}.")
+        if self.sft_weight and "sft" in (self.method, self.loss_type):
+            raise ConfigError("sft_weight adds SFT to another loss_type; with sft leave it out.")
+        if self.anchor_on == "chosen" and (self.anchor_prompts or self.anchor_answers > 1):
+            raise ConfigError(
+                "anchor_on chosen goes without anchor_prompts and anchor_answers: a pair has"
+                " one chosen answer, a general prompt none."
+            )
 
 
 _MINIMUM = {
@@ -143,6 +161,7 @@ _MINIMUM = {
     "max_completion_length": 1,
     "max_prompt_length": 1,
     "per_device_train_batch_size": 1,
+    "sft_weight": 0,
 }
 
 _MACHINE_ONLY = {

@@ -44,6 +44,10 @@ class EncodedPair:
     def anchored_on(self, bases: Sequence[Sequence[int]]) -> "EncodedPair":
         return replace(self, bases=tuple(map(tuple, bases)))
 
+    def anchored_on_chosen(self) -> "EncodedPair":
+        """The pair with its chosen answer in the base answer's place."""
+        return self.anchored_on([self.chosen or ()])
+
     def __len__(self) -> int:
         """Tokens of the packed row: the prompt once and every answer."""
         return len(self.prompt) + sum(len(answer or ()) for answer in self.branches)

@@ -170,7 +170,7 @@ def _finished(base: ResidentBase, user: UserData, out: Path, config: BAPOConfig)
 
 def _answer_together(base: ResidentBase, users: Sequence[UserData], config: BAPOConfig) -> None:
     """Put the base answers of all these users into the cache."""
-    if not config.anchored:
+    if not config.anchored_on_base:
         return
     prompts = dict.fromkeys(pair.prompt for user in users for pair in _encoded(base, user, config))
     with bar("base answers" if prompts else None, transient=True) as show:

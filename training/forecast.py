@@ -73,7 +73,7 @@ def forecast(
         max_completion_length=config.max_completion_length,
     )
     missing = 0
-    if config.anchored:
+    if config.anchored_on_base:
         unknown = (0,) * config.anchor_max_new_tokens
         found = known_answers(base, [pair.prompt for pair in encoded], config)
         missing = len({p.prompt for p, of in zip(encoded, found, strict=True) if None in of})
@@ -81,6 +81,8 @@ def forecast(
             pair.anchored_on([answer or unknown for answer in of])
             for pair, of in zip(encoded, found, strict=True)
         ]
+    elif config.anchored:
+        encoded = [pair.anchored_on_chosen() for pair in encoded]
     lengths = sorted((len(pair) for pair in encoded), reverse=True)
     size = config.per_device_train_batch_size
     batches = math.ceil(len(encoded) / size)

@@ -14,6 +14,7 @@ function works elementwise over pairs, so padding and batching cannot change a v
     λ                 anchor_weight         float   weight of the anchor
     ε                 label_smoothing       float   probability that a label is flipped
     λ_P               dpop_weight           float   weight of DPOP's hinge
+    α                 sft_weight            float   weight of an SFT term beside the preference
     |y_w|, |y_l|      answer_lengths        (B, 2)  tokens in the chosen, the rejected answer
     |y_b|             base_lengths          (B,)    tokens in the base answer
     Σ_t KL_t          base_kl               (B,)    token_kl summed along the base answer
@@ -28,7 +29,7 @@ from typing import Literal, NamedTuple, assert_never
 import torch.nn.functional as F
 from torch import Tensor
 
-PreferenceType = Literal["sigmoid", "ipo", "hinge", "dpop"]
+PreferenceType = Literal["sigmoid", "ipo", "hinge", "dpop", "sft"]
 AnchorType = Literal["hinge", "absolute", "squared", "log_ratio", "kl"]
 
 
@@ -74,9 +75,10 @@ def preference_loss(
         ipo      (h - 1/2β)²                           2310.12036 eq. 17
         hinge    max(0, 1 - βh)                        SLiC, 2305.10425
         dpop     -log σ(β(h - λ_P max(0, -w)))         Smaug, 2402.13228
+        sft      `sft_loss`                            the rejected answer counts for nothing
 
-    Given `answer_lengths`, ipo takes w and l per token, as its authors and TRL do. Only
-    sigmoid knows `label_smoothing`.
+    Given `answer_lengths`, ipo takes w and l per token, as its authors and TRL do, and sft
+    the chosen answer. Only sigmoid knows `label_smoothing`.
     """
     chosen = policy_chosen - reference_chosen
     rejected = policy_rejected - reference_rejected
@@ -91,8 +93,24 @@ def preference_loss(
             return F.relu(1 - beta * (chosen - rejected))
         case "dpop":
             return _sigmoid(beta * (chosen - rejected - dpop_weight * F.relu(-chosen)))
+        case "sft":
+            return sft_loss(policy_chosen, None if answer_lengths is None else answer_lengths[:, 0])
         case _:
             assert_never(loss_type)
+
+
+def sft_loss(
+    policy_chosen: Tensor,  # (B,)
+    chosen_lengths: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """-log π_θ(y_w), supervised fine-tuning on the chosen answer; (B,).
+
+    Given `chosen_lengths`, it is the mean over the answer's tokens: then it neither grows with
+    the length of an answer nor drowns a preference term, whose gradient on the sum is at most β.
+    Beside DPO's term that is 2404.19733 eq. 1, and TRL's `["sigmoid", "sft"]` up to this: TRL
+    takes the mean over the tokens of a batch, so an answer's weight depends on its neighbours.
+    """
+    return -policy_chosen if chosen_lengths is None else -policy_chosen / chosen_lengths
 
 
 def anchor_loss(

@@ -143,10 +143,12 @@ def prepare(
         general = load_prompts(config.anchor_prompts)
         parts[2] = encode_general(base.tokenizer, general, config.max_prompt_length)
     rows = [row for part in parts for row in part]
-    if config.anchored:
+    if config.anchored_on_base:
         with bar(label and f"{label}: base answers") as show:
             answers = base_answers(base, [r.prompt for r in rows], config, on_progress=show)
         rows = [r.anchored_on([a.tokens for a in of]) for r, of in zip(rows, answers, strict=True)]
+    elif config.anchored:
+        rows = [row.anchored_on_chosen() for row in rows]
     _refuse_past_window(base, rows)
     cache = Path(config.anchor_cache) if config.anchor_cache else default_cache()
     rows = with_cached_reference(

@@ -26,7 +26,7 @@ from training.config import BAPOConfig
 from training.encoding import EncodedPair
 from training.errors import DivergedError
 from training.logprobs import sequence_logprobs, sequence_logprobs_and_kl
-from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss
+from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss, sft_loss
 from training.scoring import with_reference
 
 BASE = 2
@@ -265,6 +265,9 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
             dpop_weight=args.dpop_weight,
             answer_lengths=lengths[pairs, :2],
         )  # (P,)
+        if args.sft_weight:
+            chosen = sft_loss(policy[pairs, 0], lengths[pairs, 0])  # (P,)
+            preference = preference + args.sft_weight * chosen
         if not args.anchored:
             return bapo_loss(preference, torch.zeros_like(preference), anchor_weight=0)
         anchor = anchor_loss(

@@ -119,6 +119,20 @@ def test_a_dpo_adapter_has_no_anchor(settings: dict[str, Any]) -> None:
     assert "Base-Anchored" not in card
 
 
+def test_other_losses_are_told_as_they_are() -> None:
+    def card(**settings: Any) -> str:
+        config = BAPOConfig(use_cpu=True, **settings)
+        return model_card(manifest(method=config.method, hyperparameters=config.hyperparameters()))
+
+    alone = card(method="sft")
+    assert "with SFT (supervised fine-tuning) on the preferred answer alone." in alone
+    assert header_and_page(alone)[0]["tags"] == ["lora", "sft"]
+    assert "anchor_" not in alone
+    both = card(method="dpo", sft_weight=0.5)
+    assert "DPO's preference term (β = `0.1`) with SFT on the preferred answer (α = `0.5`)" in both
+    assert "holds the likelihood of the preferred answers" in card(anchor_on="chosen")
+
+
 def test_a_bare_manifest_and_an_unknown_method_have_a_card() -> None:
     bare = {"name": "a", "base": {"name": "b", "fingerprint": FINGERPRINT}}
     for method in ("bapo", "dpo", "kto"):

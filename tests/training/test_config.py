@@ -47,6 +47,10 @@ def test_text_becomes_the_type_of_its_setting() -> None:
         ({"method": "ppo"}, "method"),
         ({"loss_type": "kto"}, "loss_type"),
         ({"loss_type": "ipo", "label_smoothing": 0.1}, "label_smoothing needs loss_type sigmoid"),
+        ({"sft_weight": -1}, "sft_weight must be at least 0"),
+        ({"sft_weight": 1, "method": "sft"}, "sft_weight adds SFT to another loss_type"),
+        ({"anchor_on": "rejected"}, "anchor_on"),
+        ({"anchor_on": "chosen", "anchor_answers": 2}, "anchor_on chosen goes without"),
         ({"dpop_weight": -1}, "dpop_weight must be at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
         ({"lora_rank": 513}, "lora_rank must be at most 512"),
@@ -62,6 +66,18 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
 def test_a_value_out_of_range_is_named_in_python_too() -> None:
     with pytest.raises(ConfigError, match="method must be one of bapo, dpo"):
         BAPOConfig(method="ppo")  # type: ignore[arg-type]
+
+
+def test_the_method_says_what_the_loss_is() -> None:
+    def method(**settings: Any) -> tuple[str, str, float]:
+        config = BAPOConfig(use_cpu=True, **settings)
+        return config.method, config.loss_type, config.anchor_weight
+
+    assert method(method="dpo", anchor_weight=0.5) == ("dpo", "sigmoid", 0)
+    assert method(anchor_weight=0, loss_type="ipo") == ("dpo", "ipo", 0)
+    assert method(method="sft") == ("sft", "sft", 0)
+    assert method(anchor_weight=0, loss_type="sft") == ("sft", "sft", 0)
+    assert method(anchor_weight=0.5, loss_type="sft") == ("bapo", "sft", 0.5)
 
 
 def test_what_is_missing_is_named() -> None:

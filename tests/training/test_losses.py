@@ -12,11 +12,12 @@ from training.losses import (
     anchor_loss,
     bapo_loss,
     preference_loss,
+    sft_loss,
     token_kl,
 )
 
 ANCHORS: list[AnchorType] = ["hinge", "absolute", "squared", "log_ratio", "kl"]
-PREFERENCES: list[PreferenceType] = ["sigmoid", "ipo", "hinge", "dpop"]
+PREFERENCES: list[PreferenceType] = ["sigmoid", "ipo", "hinge", "dpop", "sft"]
 
 
 def column(*values: float) -> Tensor:
@@ -79,6 +80,24 @@ def test_dpop_by_hand() -> None:
     # The chosen answer lost 1: 0.1 · (2 - 5 · 1) = -0.3 inside, log(1 + e^0.3) = 0.854355
     loss = preference_loss(*lost_1_lost_3(), beta=0.1, loss_type="dpop", dpop_weight=5)
     assert loss.item() == pytest.approx(0.854355, abs=1e-6)
+
+
+def test_sft_by_hand() -> None:
+    # The chosen answer's log-probability is -8, over 4 tokens -2 each; nothing else is read.
+    chosen, *others = gained_2_lost_3()
+    assert sft_loss(chosen).item() == 8
+    assert sft_loss(chosen, torch.tensor([4])).item() == 2
+    lengths = torch.tensor([[4, 6]])
+    alone = preference_loss(
+        chosen, *others, beta=0.1, loss_type="sft", dpop_weight=9, answer_lengths=lengths
+    )
+    assert alone.item() == 2
+
+
+def test_the_length_of_its_neighbours_does_not_weigh_an_answer_of_sft() -> None:
+    # TRL's mean over the tokens of the batch would be (8 + 2) / 6 = 1.67 for both.
+    charged = sft_loss(column(-8, -2), torch.tensor([4, 2]))
+    assert charged.tolist() == [2, 1]
 
 
 @pytest.mark.parametrize(

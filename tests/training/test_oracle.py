@@ -7,7 +7,7 @@ dependency of this file and of no other.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -40,14 +40,17 @@ def gradients_of(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
     return dict(zip(lora, torch.autograd.grad(loss, list(lora.values())), strict=True))
 
 
+Oracle = Callable[[list[PreferencePair], dict[str, float]], DPOTrainer]
+"""TRL's trainer of these pairs, each loss type with its weight."""
+
+
 @pytest.fixture
 def oracle(
     base_folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[PreferencePair],
     tmp_path: Path,
-) -> Callable[[str], DPOTrainer]:
-    def make(loss_type: str) -> DPOTrainer:
+) -> Oracle:
+    def make(pairs: list[PreferencePair], loss_weights: dict[str, float]) -> DPOTrainer:
         rows = [
             {
                 "prompt": pair.messages,
@@ -63,7 +66,8 @@ def oracle(
             args=DPOConfig(
                 output_dir=str(tmp_path / "trl"),
                 beta=0.3,
-                loss_type=[loss_type],
+                loss_type=list(loss_weights),
+                loss_weights=list(loss_weights.values()),
                 bf16=False,
                 use_cpu=True,
                 report_to="none",
@@ -100,14 +104,27 @@ def step_of_ours(model: torch.nn.Module, config: BAPOConfig, pairs: list[Encoded
     return Step(loss.detach(), trainer.recent(), gradients_of(model, loss))
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+@pytest.mark.parametrize(
+    ("settings", "weights", "count"),
+    [
+        ({"loss_type": "sigmoid"}, {"sigmoid": 1}, 6),
+        ({"loss_type": "ipo"}, {"ipo": 1}, 6),
+        ({"loss_type": "hinge"}, {"hinge": 1}, 6),
+        # One pair: TRL's sft is the mean over the tokens of a batch, ours over those of an answer.
+        ({"method": "sft"}, {"sft": 1}, 1),
+        ({"loss_type": "sigmoid", "sft_weight": 0.3}, {"sigmoid": 1, "sft": 0.3}, 1),
+    ],
+)
 def test_without_the_anchor_loss_rewards_and_gradients_are_those_of_trl(
-    oracle: Callable[[str], DPOTrainer],
+    oracle: Oracle,
     pairs: list[PreferencePair],
     quick: Callable[..., BAPOConfig],
-    loss_type: str,
+    settings: dict[str, Any],
+    weights: dict[str, float],
+    count: int,
 ) -> None:
-    trl = oracle(loss_type)
+    pairs = pairs[:count]
+    trl = oracle(pairs, weights)
     encoded = encode_pairs(trl.processing_class, pairs)
     for pair, row in zip(encoded, trl.train_dataset, strict=True):
         assert list(pair.prompt) == row["prompt_ids"]
@@ -115,7 +132,7 @@ def test_without_the_anchor_loss_rewards_and_gradients_are_those_of_trl(
         assert list(pair.rejected or ()) == row["rejected_ids"]
 
     theirs = step_of_trl(trl)
-    config = quick(anchor_weight=0, beta=0.3, loss_type=loss_type, bf16=False)
+    config = quick(anchor_weight=0, beta=0.3, bf16=False, **settings)
     ours = step_of_ours(trl.model, config, encoded)
 
     torch.testing.assert_close(ours.loss, theirs.loss, **EXACT)

@@ -20,6 +20,7 @@ from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
 from training.errors import ConfigError, DataError, DivergedError, ModelError, OutOfMemory
+from training.forecast import forecast
 from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
@@ -87,6 +88,17 @@ def test_dpo_asks_for_no_base_answers(
     result = train_adapter(base, pairs, tmp_path / "a", quick(method="dpo"))
     assert result.manifest.method == "dpo"
     assert not (tmp_path / "base-answers.jsonl").exists()
+
+
+def test_an_anchor_on_the_chosen_answer_asks_for_no_base_answers(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    config = quick(anchor_on="chosen", anchor_type="kl", anchor_weight=0.1)
+    result = train_adapter(base, pairs, tmp_path / "a", config)
+    assert not (tmp_path / "base-answers.jsonl").exists()
+    assert result.metrics["train/logps/base"] == result.metrics["train/logps/chosen"]
+    assert result.metrics["train/anchor/loss"] > 0
+    assert forecast(base, pairs, config).answers_to_make == 0
 
 
 def test_a_folder_and_a_file_of_pairs_do_as_well(

@@ -77,13 +77,29 @@ def test_dpo_is_the_same_without_the_anchor(
     assert trainer.recent().keys() == OF_DPO | {"loss"}
 
 
-@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "dpop"])
+@pytest.mark.parametrize("loss_type", ["ipo", "hinge", "dpop", "sft"])
 def test_every_preference_term_learns(
     base: ResidentBase, quick: Quick, anchored: list[EncodedPair], loss_type: str
 ) -> None:
     trainer, _ = fit(base, quick(loss_type=loss_type, num_train_epochs=6), anchored)
     assert trainer.last_epoch()["rewards/accuracies"] == 1
     assert trainer.last_epoch()["loss"] < trainer.history[0]["loss"]
+
+
+def test_sft_beside_dpo_adds_what_it_is_worth(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    free, _ = fit(base, quick(num_train_epochs=6), anchored)
+    both, _ = fit(base, quick(num_train_epochs=6, sft_weight=0.5), anchored)
+    per_token = [
+        -p.reference[0] / len(p.chosen or ())
+        for p in with_reference(base.model, anchored)
+        if p.reference
+    ]
+    # The first batch of two has seen no step yet.
+    added = both.history[0]["loss"] - free.history[0]["loss"]
+    assert min(per_token) / 2 - 1e-3 < added < max(per_token) / 2 + 1e-3
+    assert both.last_epoch()["logps/chosen"] > free.last_epoch()["logps/chosen"]
 
 
 def test_a_kl_anchor_starts_at_nothing_and_holds_the_base_answer(
