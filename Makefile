@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup bench-training bench-registry soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training bench-registry bench-cpu-lora soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -47,6 +47,9 @@ bench-training: setup ## training against TRL: pairs a second, memory, many user
 
 bench-registry: setup ## resolving, memory and publishing with 10,000 users and 10,000 adapters
 	HF_HUB_OFFLINE=1 python -m benchmarks.registry $(ARGS)
+
+bench-cpu-lora: setup ## what LoRA costs a CPU, against vLLM's own products
+	HF_HUB_OFFLINE=1 python -m benchmarks.cpu_lora $(ARGS)
 
 soak: setup ## minutes of users, uploads and activations against a running server (ARGS=minutes)
 	HF_HUB_OFFLINE=1 python -m benchmarks.soak $(ARGS)

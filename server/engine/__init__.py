@@ -1,1 +1,1 @@
-"""The engine room: what runs vLLM, here (`vllm.py`) and in its worker (`cpu_lora.py`)."""
+"""The engine room: what runs vLLM, here (`vllm.py`) and in its worker (`worker.py` and others)."""

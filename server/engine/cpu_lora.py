@@ -1,159 +1,182 @@
-"""A correction to vLLM's LoRA products on the CPU, installed through `vllm.general_plugins`.
+"""LoRA on the CPU: each row of a step gets its own adapter's product, rows without one nothing.
 
-Owns the six products that `vllm.lora.punica_wrapper.punica_cpu` imports by name. vLLM 0.32 marks a
-token of the base model with adapter index -1; the CPU products index the stacked weights with it,
-so that a base token is given the adapter in the *last* slot: another user's. Here such tokens get
-nothing. CUDA's kernels skip them already and are left alone.
-Invariant: after shrink and expand, a row whose index is negative is bit for bit as it was.
+Owns the arithmetic, in torch alone, and `install`, the plugin by which vLLM's worker gets it;
+`cpu_punica.py` is the half that knows vLLM. vLLM 0.32 marks a row of the base model with adapter
+index -1, and its own CPU products index the stacked weights with it, so that such a row is given
+the adapter in the *last* slot: another user's. CUDA's kernels skip them and are left alone.
+Invariant: a row whose index is negative stays bit for bit as it was, and no number of one slot,
+NaN included, ever reaches a row of another.
 
-One batched product over all rows: the index is clamped to a valid slot and the rows that have no
-adapter are masked out of the result, rather than a Python loop over the segments of a batch.
+Small products cost what their calls cost. So the plan of a step (`Batch`) is made once for all
+layers; the adapters of a layer's parts (q, k, v) lie side by side (`Stacks`) and are shrunk in one
+product; many adapters are one batched product over their slots; and the weights are float32, since
+a small bf16 product takes three times as long to be set up (`docs/log.md`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.functional import linear
+
+Rows = npt.NDArray[np.int64]
+
+PADDING = 4
+"""One product over all slots in use pads each to the longest run of rows. Up to so many times the
+rows it is the faster way; beyond, as for a long prompt beside single tokens, slot after slot is."""
 
 
-def _rows_times_adapters(
-    rows: torch.Tensor, stacked: torch.Tensor, indices: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """Each row times its own adapter's matrix; zeros where it has none.
+@dataclass(frozen=True)
+class Batch:
+    """Which rows of a step have which slot; at least one has one."""
 
-    rows: (N, in); stacked: (slots, out, in) or (slots, 1, out, in); indices: (N,), negative for
-    none. Returns (N, out) in `dtype`.
+    runs: list[tuple[int, Rows]]
+    """(slot, its rows in order), by slot."""
+    length: int
+    """N, the rows of the step."""
+
+    @classmethod
+    def of(cls, indices: torch.Tensor) -> Batch | None:
+        """The plan for rows with these slots, negative for none; None where no row has one."""
+        slots = indices.numpy()
+        used = np.unique(slots[slots >= 0])
+        runs = [(int(slot), np.flatnonzero(slots == slot)) for slot in used]
+        return cls(runs, len(slots)) if runs else None
+
+    @cached_property
+    def one_by_one(self) -> list[tuple[int, slice | torch.Tensor]]:
+        """The runs, to index with; rows that follow each other need not be copied."""
+        return [
+            (slot, slice(rows[0], rows[-1] + 1) if _follow(rows) else torch.from_numpy(rows))
+            for slot, rows in self.runs
+        ]
+
+    @cached_property
+    def at_once(self) -> Padded | None:
+        """The plan of one product over the slots; None where slot after slot is faster."""
+        first, last = self.runs[0][0], self.runs[-1][0]
+        longest = max(len(rows) for _, rows in self.runs)
+        size = (last + 1 - first) * longest
+        rows = np.concatenate([rows for _, rows in self.runs])
+        if size > PADDING * len(rows):
+            return None
+        places = np.concatenate(
+            [(slot - first) * longest + np.arange(len(rows)) for slot, rows in self.runs]
+        )
+        row_at = np.zeros(size, dtype=np.int64)
+        row_at[places] = rows
+        every_row = len(rows) == self.length
+        if every_row:
+            places = places[np.argsort(rows)]
+        return Padded(
+            slots=slice(first, last + 1),
+            longest=longest,
+            row_at=None if _is_all(row_at, self.length) else torch.from_numpy(row_at),
+            rows=None if every_row else torch.from_numpy(rows),
+            places=None if _is_all(places, size) else torch.from_numpy(places),
+        )
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows laid out by slot: U slots of M places. None for an index that would change nothing."""
+
+    slots: slice
+    longest: int  # M
+    row_at: torch.Tensor | None  # (U · M,) the row at a place; row 0, unused, where there is none
+    rows: torch.Tensor | None  # (K,) the rows that have a slot; None where every row has one
+    places: torch.Tensor | None  # (K,) where these are
+
+
+def _follow(rows: Rows) -> bool:
+    return int(rows[-1] - rows[0]) + 1 == len(rows)
+
+
+def _is_all(index: Rows, length: int) -> bool:
+    return len(index) == length and bool((index == np.arange(length)).all())
+
+
+class Stacks:
+    """The weights of one layer in every slot, its P parts (q, k, v) side by side.
+
+    `parts_a` and `parts_b` are views of them in vLLM's shapes, which it writes adapters into.
     """
-    chosen = stacked[indices.clamp_min(0)].to(dtype)
-    if chosen.dim() == 4:
-        chosen = chosen.squeeze(1)
-    product = torch.einsum("ni,noi->no", rows.to(dtype), chosen)
-    # `where` and not a product with 0: a NaN in a slot must not reach rows that do not use it.
-    return torch.where((indices >= 0).unsqueeze(1), product, 0.0)
+
+    def __init__(self, slots: int, rank: int, width: int, sizes: Sequence[int]) -> None:
+        """`width` inputs; `sizes` outputs of each part."""
+        self.a = torch.zeros(slots, len(sizes), rank, width)
+        self.b: list[torch.Tensor] = []
+        """For neighbours of one size, (slots, parts, size, rank)."""
+        for size, alike in groupby(sizes):
+            self.b.append(torch.zeros(slots, len(list(alike)), size, rank))
+        self.parts_a = tuple(a.unsqueeze(1) for a in self.a.unbind(1))  # (slots, 1, rank, width)
+        self.parts_b = tuple(b.unsqueeze(1) for group in self.b for b in group.unbind(1))
 
 
-def bgmv_shrink(
-    inputs: torch.Tensor,
-    lora_a_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    scaling: float = 1.0,
+def add_lora(output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch) -> None:
+    """output += B[slot] A[slot] inputs, for each row that has a slot. (N, out), (N, width)."""
+    if padded := batch.at_once:
+        _add_at_once(output, inputs, stacks, padded)
+        return
+    for slot, rows in batch.one_by_one:
+        _add_one(output, inputs, stacks, slot, rows)
+
+
+def _add_at_once(
+    output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, padded: Padded
 ) -> None:
-    """output[:, :r] = scaling · A[index] inputs. Shapes: (N, in), (slots, r, in), (N, ≥r), (N,)."""
-    shrunk = _rows_times_adapters(inputs, lora_a_weights, lora_indices_tensor, output_tensor.dtype)
-    output_tensor[:, : shrunk.shape[1]] = scaling * shrunk
+    a = stacks.a[padded.slots]
+    slots, parts, rank, width = a.shape
+    if padded.row_at is not None:
+        inputs = inputs.index_select(0, padded.row_at)
+    rows = inputs.to(a.dtype).view(slots, padded.longest, width)
+    shrunk = torch.bmm(rows, a.view(slots, parts * rank, width).transpose(1, 2))
+    by_part = shrunk.view(slots, padded.longest, parts, rank).transpose(1, 2)
+    part, column = 0, 0
+    for group in stacks.b:
+        _, alike, size, _ = group.shape
+        own = by_part[:, part : part + alike].reshape(slots * alike, padded.longest, rank)
+        b = group[padded.slots].view(slots * alike, size, rank)
+        expanded = torch.bmm(own, b.transpose(1, 2)).view(slots, alike, padded.longest, size)
+        added = expanded.transpose(1, 2).reshape(slots * padded.longest, alike * size)
+        added = added.to(output.dtype)
+        target = output[:, column : column + alike * size]
+        if padded.places is not None:
+            added = added.index_select(0, padded.places)
+        if padded.rows is None:
+            target += added
+        else:
+            target.index_add_(0, padded.rows, added)
+        part, column = part + alike, column + alike * size
 
 
-def bgmv_expand_slice(
+def _add_one(
+    output: torch.Tensor,
     inputs: torch.Tensor,
-    lora_b_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    slice_offset: int,
-    slice_size: int,
-    add_inputs: bool = True,
+    stacks: Stacks,
+    slot: int,
+    rows: slice | torch.Tensor,
 ) -> None:
-    """output[:, offset : offset + size] (+)= B[index] inputs.
-
-    Shapes: (N, r), (slots, size, r), (N, out), (N,). Without `add_inputs` rows that have an
-    adapter are overwritten, the others still untouched.
-    """
-    target = output_tensor[:, slice_offset : slice_offset + slice_size]
-    expanded = _rows_times_adapters(
-        inputs, lora_b_weights, lora_indices_tensor, output_tensor.dtype
-    )
-    # The adapter and the model may pad the output differently.
-    width = min(expanded.shape[1], target.shape[1])
-    used = (lora_indices_tensor >= 0).unsqueeze(1)
-    before = target[:, :width]
-    after = before + expanded[:, :width] if add_inputs else expanded[:, :width]
-    target[:, :width] = torch.where(used, after, before)
-
-
-def bgmv_expand(
-    inputs: torch.Tensor,
-    lora_b_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    add_inputs: bool = True,
-) -> None:
-    """output (+)= B[index] inputs: `bgmv_expand_slice` over the whole width."""
-    bgmv_expand_slice(
-        inputs,
-        lora_b_weights,
-        output_tensor,
-        lora_indices_tensor,
-        0,
-        output_tensor.shape[1],
-        add_inputs,
-    )
-
-
-# The `sgmv` forms name runs of rows (prompts) instead of rows; vLLM passes both kinds by position.
-
-
-def sgmv_shrink(
-    inputs: torch.Tensor,
-    lora_a_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    b_seq_start_loc: torch.Tensor,
-    seq_len_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    batches: int,
-    max_seq_length: int,
-    token_nums: int,
-    scaling: float,
-) -> None:
-    """`bgmv_shrink` for runs: run i has seq_len[i] rows and adapter index[i]."""
-    rows = torch.repeat_interleave(lora_indices_tensor, seq_len_tensor)
-    bgmv_shrink(inputs, lora_a_weights, output_tensor, rows, scaling)
-
-
-def sgmv_expand(
-    inputs: torch.Tensor,
-    lora_b_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    b_seq_start_loc: torch.Tensor,
-    seq_len_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    batches: int,
-    max_seq_length: int,
-    token_nums: int,
-    add_inputs: bool = False,
-) -> None:
-    """`bgmv_expand` for runs."""
-    rows = torch.repeat_interleave(lora_indices_tensor, seq_len_tensor)
-    bgmv_expand(inputs, lora_b_weights, output_tensor, rows, add_inputs)
-
-
-def sgmv_expand_slice(
-    inputs: torch.Tensor,
-    lora_b_weights: torch.Tensor,
-    output_tensor: torch.Tensor,
-    b_seq_start_loc: torch.Tensor,
-    seq_len_tensor: torch.Tensor,
-    lora_indices_tensor: torch.Tensor,
-    batches: int,
-    max_seq_length: int,
-    token_nums: int,
-    slice_offset: int,
-    slice_size: int,
-    add_inputs: bool = False,
-) -> None:
-    """`bgmv_expand_slice` for runs."""
-    rows = torch.repeat_interleave(lora_indices_tensor, seq_len_tensor)
-    bgmv_expand_slice(
-        inputs, lora_b_weights, output_tensor, rows, slice_offset, slice_size, add_inputs
-    )
-
-
-REPLACED = (
-    bgmv_expand,
-    bgmv_expand_slice,
-    bgmv_shrink,
-    sgmv_expand,
-    sgmv_expand_slice,
-    sgmv_shrink,
-)
+    a = stacks.a[slot]
+    parts, rank, width = a.shape
+    shrunk = linear(inputs[rows].to(a.dtype), a.view(parts * rank, width))
+    column = 0
+    for own, b in zip(
+        shrunk.split(rank, dim=1), (b for group in stacks.b for b in group[slot]), strict=True
+    ):
+        target = output[:, column : column + len(b)]
+        added = linear(own, b).to(output.dtype)
+        if isinstance(rows, slice):
+            target[rows] += added
+        else:
+            target.index_add_(0, rows, added)
+        column += len(b)
 
 
 def install() -> None:
@@ -164,12 +187,7 @@ def install() -> None:
     """
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return
-    from vllm.lora.punica_wrapper import punica_cpu
+    if current_platform.is_cpu():
+        from server.engine import cpu_punica
 
-    for product in REPLACED:
-        name = product.__name__
-        if not hasattr(punica_cpu, name):
-            raise AttributeError(f"vLLM's punica_cpu has no {name} to correct: check its version")
-        setattr(punica_cpu, name, product)
+        cpu_punica.install()
