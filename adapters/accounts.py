@@ -17,6 +17,7 @@ from enum import StrEnum
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
+from adapters.allowances import forget
 from adapters.audit import log
 from adapters.db import (
     AdapterRow,
@@ -88,7 +89,7 @@ class Accounts:
             return [User(row.id, row.assigned, row.created) for row in rows]
 
     def delete_user(self, user_id: str, *, actor: str = "local") -> None:
-        """Delete the user with his keys, grants, memberships and quota. Raises UserNotFound.
+        """Delete the user with his keys, grants, memberships, quota, limits. Raises UserNotFound.
 
         What he owned is nobody's, and a later user of the same name inherits nothing.
         """
@@ -180,6 +181,7 @@ def _disinherit(session: Session, user_id: str, actor: str) -> None:
     for key in session.scalars(select(KeyRow).where(KeyRow.user_id == user_id)):
         session.delete(key)
         log(session, actor, "key.revoke", key.id)
+    forget(session, user_id)
     if quota := session.get(QuotaRow, user_id):
         session.delete(quota)
         log(session, actor, "quota.delete", user_id)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from adapters.accounts import Role
-from adapters.terminal import AsJson, Where, located, show_rows
+from adapters.terminal import AsJson, Where, located, show, show_rows
 
 users_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Users and what they get.")
 groups_app = typer.Typer(
@@ -22,6 +22,7 @@ quotas_app = typer.Typer(
 Group = Annotated[str, typer.Argument(help="Group name.")]
 Members = Annotated[list[str], typer.Argument(metavar="USER...", help="User names.")]
 Owner = Annotated[str, typer.Argument(help="User name, or '*' for everybody without his own.")]
+PerMinute = Annotated[int | None, typer.Option(min=0, help="In any 60 seconds.")]
 User = Annotated[str, typer.Argument(help="User name.")]
 
 
@@ -65,6 +66,34 @@ def delete_user(user: User, where: Where) -> None:
     """Delete a user with his keys and grants."""
     with where.registry() as registry:
         registry.delete_user(user)
+
+
+@users_app.command("limits")
+@located
+def limits(
+    user: User,
+    where: Where,
+    requests_per_minute: PerMinute = None,
+    tokens_per_minute: PerMinute = None,
+    streams: Annotated[int | None, typer.Option(min=0, help="Requests at the same time.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(min=0, help="By UTC.")] = None,
+    default: Annotated[bool, typer.Option("--default", help="Limit him as everybody.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a user's own limits and what he has used; with options, set them.
+
+    What is not given then is as for everybody (the server's settings).
+    """
+    bounds = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "streams": streams,
+        "tokens_per_month": tokens_per_month,
+    }
+    with where.registry() as registry:
+        change = default or any(bound is not None for bound in bounds.values())
+        found = registry.set_limits(user, bounds) if change else registry.limits(user)
+        show(found, as_json=as_json)
 
 
 @keys_app.command("create")

@@ -79,6 +79,20 @@ def writing(engine: Engine) -> Iterator[Session]:
 
 
 @contextmanager
+def counting(engine: Engine) -> Iterator[Session]:
+    """A session that adds to numbers, in no order with the writers' and without waiting for them.
+
+    On SQLite there is only one who writes, whatever he writes. Raises StoreError, StoreFull.
+    """
+    if engine.dialect.name == "sqlite":
+        with writing(engine) as session:
+            yield session
+        return
+    with _reported(), Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
 def _reported() -> Iterator[None]:
     try:
         yield

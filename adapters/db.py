@@ -3,7 +3,8 @@
 Owns the SQLAlchemy mapping; the changes over time are in `migrations/`, transactions (imported
 from here as well) in `connection.py`. Refuses every rule about adapters. Times are UTC.
 Invariant: `audit` has a row for every change, in the transaction that made it, and its ids are in
-the order of the commits, so that its largest id is the revision of everything here.
+the order of the commits, so that its largest id is the revision of everything here. What is only
+counted (`token_usage`) is no change and has none.
 """
 
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from adapters.connection import connect as connect
+from adapters.connection import counting as counting
 from adapters.connection import reading as reading
 from adapters.connection import writing as writing
 
@@ -145,6 +147,31 @@ class QuotaRow(Base):
     owner: Mapped[str] = mapped_column(String(128), primary_key=True)
     max_versions: Mapped[int | None]
     max_bytes: Mapped[int | None] = mapped_column(Bytes)
+
+
+class AllowanceRow(Base):
+    """What one user may use, where that is not what everybody may. None: as everybody."""
+
+    __tablename__ = "allowances"
+
+    user_id: Mapped[str] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    requests_per_minute: Mapped[int | None] = mapped_column(Bytes)
+    tokens_per_minute: Mapped[int | None] = mapped_column(Bytes)
+    streams: Mapped[int | None] = mapped_column(Bytes)
+    tokens_per_month: Mapped[int | None] = mapped_column(Bytes)
+
+
+class UsageRow(Base):
+    """Tokens that a user has used in a month; of whoever keys have spoken for, users or not."""
+
+    __tablename__ = "token_usage"
+
+    user_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    month: Mapped[str] = mapped_column(String(7), primary_key=True)
+    prompt_tokens: Mapped[int] = mapped_column(Bytes)
+    completion_tokens: Mapped[int] = mapped_column(Bytes)
 
 
 class KeyRow(Base):

@@ -16,8 +16,10 @@ from sqlalchemy import ColumnElement, Select, and_, func, select, true
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from adapters.accounts import Role
+from adapters.allowances import allowance_of
 from adapters.db import (
     AdapterRow,
+    AllowanceRow,
     AuditRow,
     GrantRow,
     GroupGrantRow,
@@ -174,9 +176,15 @@ def _users(session: Session, names: Collection[str] | None = None) -> dict[str, 
         session,
         select(MemberRow.user_id, MemberRow.group_id).where(_in(MemberRow.user_id, names)),
     )
+    allowed = select(AllowanceRow).where(_in(AllowanceRow.user_id, names))
+    allowances = {row.user_id: allowance_of(row) for row in session.scalars(allowed)}
     query = select(UserRow.id, UserRow.assigned).where(_in(UserRow.id, names))
     return {
-        _intern(user_id): User(assigned and _intern(assigned), compact(groups.get(user_id, ())))
+        _intern(user_id): User(
+            assigned and _intern(assigned),
+            compact(groups.get(user_id, ())),
+            allowances.get(user_id),
+        )
         for user_id, assigned in session.execute(query)
     }
 

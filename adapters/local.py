@@ -4,7 +4,7 @@ Owns the translation from the registry's objects to the JSON that a server would
 a verb is written once for both. Refuses rules; those are the registry's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,19 @@ from rich.console import Console
 from rich.progress import track
 
 from adapters.accounts import Role
+from adapters.allowances import Allowance
 from adapters.base import POCKET, describe_base
 from adapters.collection import collect, damaged
+from adapters.db import now
 from adapters.registry import Registry
-from adapters.shapes import entry_body, group_body, quota_body, user_body, version_body
+from adapters.shapes import (
+    entry_body,
+    group_body,
+    limits_body,
+    quota_body,
+    user_body,
+    version_body,
+)
 
 
 class LocalRegistry:
@@ -100,6 +109,15 @@ class LocalRegistry:
     def assign(self, user_id: str, adapter_id: str | None) -> dict[str, Any]:
         self._registry.assign(user_id, adapter_id, actor=self._actor)
         return {"user": user_id, "adapter": adapter_id}
+
+    def limits(self, user_id: str) -> dict[str, Any]:
+        own = self._registry.allowances.of(user_id)
+        month = now().strftime("%Y-%m")
+        return limits_body(user_id, own, self._registry.allowances.spent(user_id, month))
+
+    def set_limits(self, user_id: str, bounds: Mapping[str, int | None]) -> dict[str, Any]:
+        self._registry.allowances.set(user_id, Allowance(**bounds), actor=self._actor)
+        return self.limits(user_id)
 
     def create_key(self, user_id: str | None, role: Role) -> dict[str, Any]:
         key_id, secret = self._registry.accounts.create_key(role, user_id, actor=self._actor)

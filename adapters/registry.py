@@ -4,7 +4,7 @@ Owns nothing but the whole: one database and one store, and the parts that work 
 
     publishing.py   folder → version            collection.py   bytes nobody names → gone
     pointers.py     activate, rollback, retire  catalogue.py    every question
-    access.py       grants, assignments         accounts.py, groups.py, quotas.py
+    access.py       grants, assignments         accounts.py, groups.py, quotas.py, allowances.py
 
 A version is immutable and its engine id is never given twice; activating, rolling back and
 assigning move pointers. Every change is one transaction, with its line in the audit log.
@@ -16,6 +16,7 @@ from sqlalchemy import URL, Engine
 
 from adapters.access import Access
 from adapters.accounts import Accounts
+from adapters.allowances import Allowances
 from adapters.catalogue import Catalogue
 from adapters.db import connect
 from adapters.groups import Groups
@@ -39,6 +40,7 @@ class Registry(Publishing, Pointers, Access, Catalogue):
         self.accounts = Accounts(engine)
         self.groups = Groups(engine)
         self.quotas = Quotas(engine)
+        self.allowances = Allowances(engine)
 
     def close(self) -> None:
         self.engine.dispose()

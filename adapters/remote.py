@@ -88,6 +88,12 @@ class RemoteRegistry:
     def assign(self, user_id: str, adapter_id: str | None) -> Any:
         return self._call("PUT", f"/admin/users/{user_id}/assignment", json={"adapter": adapter_id})
 
+    def limits(self, user_id: str) -> Any:
+        return self._call("GET", f"/admin/users/{user_id}/limits")
+
+    def set_limits(self, user_id: str, bounds: Mapping[str, int | None]) -> Any:
+        return self._call("PUT", f"/admin/users/{user_id}/limits", json=bounds)
+
     def create_key(self, user_id: str | None, role: str) -> Any:
         if user_id is None:
             raise AdapterError("On a server a key belongs to a user: give --user.")

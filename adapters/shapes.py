@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from adapters.accounts import User
+from adapters.allowances import Allowance, Spent
 from adapters.audit import AuditEntry
 from adapters.groups import Group
 from adapters.quotas import Quota
@@ -36,6 +37,11 @@ def group_body(group: Group) -> dict[str, Any]:
 
 def quota_body(quota: Quota) -> dict[str, Any]:
     return asdict(quota)
+
+
+def limits_body(user_id: str, allowance: Allowance, spent: Spent) -> dict[str, Any]:
+    """A user's own limits (null: as everybody) and his use of this month."""
+    return {"user": user_id, "limits": asdict(allowance), "used": asdict(spent)}
 
 
 def entry_body(entry: AuditEntry) -> dict[str, Any]:

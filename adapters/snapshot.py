@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from adapters.accounts import Role
+from adapters.allowances import Allowance
 from adapters.versions import AdapterVersion
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Adapter:
 class User:
     assigned: str | None
     groups: Collection[str]
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True, slots=True)

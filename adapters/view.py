@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from adapters.accounts import Caller, key_digest, key_id_of
+from adapters.allowances import Allowance
 from adapters.db import now, reading
 from adapters.errors import AdapterNotFound, StoreError
 from adapters.loading import Revision, read_all, read_changes, read_patch, read_revision
@@ -169,6 +170,11 @@ class RegistryView:
         if user is None or user.assigned is None:
             return None
         return self.resolve(user.assigned, user_id=user_id)
+
+    def allowance(self, user_id: str) -> Allowance | None:
+        """The limits made for this user; None where he has what everybody has."""
+        user = self._snapshot.users.get(user_id)
+        return user.allowance if user else None
 
     def usable(self, *, user_id: str | None, is_admin: bool = False) -> Sequence[AdapterVersion]:
         """The active version of every adapter this caller may use, by name."""
