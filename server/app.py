@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
@@ -22,6 +23,7 @@ from server.api import (
     admin_adapters,
     admin_engine,
     admin_groups,
+    admin_limits,
     admin_store,
     admin_users,
     chat,
@@ -30,13 +32,20 @@ from server.api import (
     models,
 )
 from server.auth import Authentication
+from server.budgets import Budgets
 from server.canary import Canary
 from server.engine.vllm import STEERING_HEADERS
 from server.freshness import RefreshAfterWrites
+from server.limiting import Limiting, Limits
 from server.limits import BodyLimit, DropHeaders
-from server.live import Live, listen_to_the_canary, start_live
+from server.live import Live, health_of, listen_to_the_canary, start_live
+from server.meter import Metering
+from server.metrics import Metrics
+from server.rates import Rates
+from server.request_log import RequestLog
 from server.settings import Settings
 from server.supervisor import Supervisor
+from server.tracing import Tracing, tracer_provider
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +54,7 @@ ROUTES = (
     completions,
     models,
     admin_adapters,
+    admin_limits,  # before the users, whose ids in paths may be anything
     admin_users,
     admin_groups,
     admin_store,
@@ -66,7 +76,7 @@ def create_app(
     view = RegistryView(registry, settings.registry_poll_seconds)
 
     async def start() -> Live:
-        live = await start_live(settings, view, registry.store, canary, app.state)
+        live = await start_live(settings, view, registry.store, canary, app.state, metrics)
         log.info("ready", model=settings.base_name)
         return live
 
@@ -83,7 +93,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asking = listen_to_the_canary(canary, supervisor, settings.canary_seconds)
-        tasks = [asyncio.create_task(work) for work in (keep_an_engine(), asking)]
+        tasks = [asyncio.create_task(work) for work in (keep_an_engine(), asking, budgets.run())]
         try:
             with view:
                 yield
@@ -91,6 +101,14 @@ def create_app(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await rates.close()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.shutdown)
+
+    rates = Rates(settings.redis_url)
+    tracing = tracer_provider(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    budgets = Budgets(registry.allowances)
+    metrics = Metrics(settings.metrics_adapters, lambda: health_of(supervisor, canary, view, rates))
 
     app = FastAPI(
         title="bapo-server",
@@ -106,15 +124,35 @@ def create_app(
     app.state.base = base
     app.state.canary = canary
     app.state.supervisor = supervisor
+    app.state.metrics = metrics
     for routes in ROUTES:
         app.include_router(routes.router)
     errors.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(RefreshAfterWrites, view=view)
-    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    app.add_middleware(Authentication, view=view, admin_key=admin_key)
+    app.add_middleware(
+        Limiting,
+        limits=Limits(view, settings.user_allowance, settings.key_allowance),
+        rates=rates,
+        budgets=budgets,
+        metrics=metrics,
+    )
+    app.add_middleware(
+        Authentication,
+        view=view,
+        admin_key=_secret(settings.admin_key),
+        metrics_key=_secret(settings.metrics_key),
+    )
     app.add_middleware(
         BodyLimit, body_bytes=settings.max_body_bytes, upload_bytes=settings.max_upload_bytes
     )
+    if tracing is not None:
+        app.add_middleware(Tracing, provider=tracing)
+    observers = (RequestLog(_secret(settings.log_secret)), metrics)
+    app.add_middleware(Metering, observers=observers)
     app.add_middleware(DropHeaders, names=STEERING_HEADERS)
     return app
+
+
+def _secret(setting: SecretStr | None) -> str | None:
+    return setting.get_secret_value() if setting else None

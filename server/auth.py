@@ -19,7 +19,10 @@ from adapters.view import RegistryView
 from server.errors import NotAllowed, ServerError, Unauthenticated, error_response
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+METRICS_PATH = "/metrics"
 CONFIGURED_ADMIN = Caller(role=Role.ADMIN, user_id=None, key_id="configured")
+SCRAPER = Caller(role=Role.SERVICE, user_id=None, key_id="metrics")
+"""Who has the key to the metrics: no caller anywhere else."""
 
 
 def presented_key(headers: Headers) -> str:
@@ -44,10 +47,17 @@ def speaking_for(caller: Caller, user_id: str | None) -> Caller:
 class Authentication:
     """ASGI middleware: puts `scope["state"]["caller"]`, or answers 401 and reaches nothing."""
 
-    def __init__(self, app: ASGIApp, view: RegistryView, admin_key: str | None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        view: RegistryView,
+        admin_key: str | None,
+        metrics_key: str | None = None,
+    ) -> None:
         self.app = app
         self.view = view
-        self._admin_digest = hashlib.sha256(admin_key.encode()).digest() if admin_key else None
+        self._admin_digest = _digest(admin_key)
+        self._metrics_digest = _digest(metrics_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -55,18 +65,24 @@ class Authentication:
             return
         try:
             headers = Headers(scope=scope)
-            caller = self._identify(presented_key(headers))
+            caller = self._identify(presented_key(headers), scope["path"])
             scope.setdefault("state", {})["caller"] = speaking_for(caller, headers.get("x-user-id"))
         except ServerError as error:
             await error_response(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _identify(self, key: str) -> Caller:
+    def _identify(self, key: str, path: str) -> Caller:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
         if self._admin_digest and hmac.compare_digest(digest, self._admin_digest):
             return CONFIGURED_ADMIN
+        if path == METRICS_PATH and hmac.compare_digest(digest, self._metrics_digest or b""):
+            return SCRAPER
         caller = self.view.verify_key(key)
         if caller is None:
             raise Unauthenticated("this API key is not valid: ask the administrator for one")
         return caller
+
+
+def _digest(key: str | None) -> bytes | None:
+    return hashlib.sha256(key.encode()).digest() if key else None

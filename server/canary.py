@@ -57,6 +57,8 @@ class Canary:
         """How the answers begin of which the base is sure."""
         self._proved: frozenset[int] = frozenset()
         self._quarantine: dict[int, AdapterVersion] = {}
+        self.failures = 0
+        """Engines that had to go."""
 
     async def greet(self, engine: Respondent) -> None:
         """Ask a new engine. Raises RuntimeError where it answers otherwise than the first one."""
@@ -80,6 +82,7 @@ class Canary:
         if await engine.memory_is_sound() and await self._sings(engine):
             self._proved = frozenset(version.engine_id for version in loaded)
             return True
+        self.failures += 1
         suspects = [v for v in loaded if v.engine_id not in self._proved] or list(loaded)
         newest = max(suspects, key=lambda version: version.engine_id, default=None)
         if newest is not None:

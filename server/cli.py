@@ -66,7 +66,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     from adapters.base import describe_base
     from adapters.errors import AdapterError
     from adapters.registry import open_registry
-    from server.engine import warm
+    from server.engine import environment, warm
     from server.settings import MEBIBYTE, load_settings
 
     try:
@@ -94,6 +94,8 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     host, port = listening.getsockname()[:2]
     print(f"starting {settings.base_name} on http://{host}:{port} …", file=sys.stderr, flush=True)
     leave_quietly_when_stopped()
+    if settings.otlp_endpoint:
+        environment.trace_over_http()
     warm.begin()
     from server.run import serve_until_stopped
 

@@ -15,10 +15,12 @@ from adapters.accounts import Caller, Role
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
 from adapters.view import RegistryView
+from server.auth import SCRAPER
 from server.canary import Canary
 from server.engine.vllm import Engine
 from server.errors import EngineUnavailable, NotAllowed
 from server.live import Live
+from server.metrics import Metrics
 from server.routing import Routes
 from server.settings import Settings
 from server.supervisor import Supervisor
@@ -32,6 +34,14 @@ def _admin(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
     if caller.role is not Role.ADMIN:
         raise NotAllowed("this needs an admin key")
     return caller
+
+
+def _scraper(caller: Annotated[Caller, Depends(_caller)]) -> Caller:
+    return caller if caller is SCRAPER else _admin(caller)
+
+
+def _metrics(request: Request) -> Metrics:
+    return cast(Metrics, request.app.state.metrics)
 
 
 def _registry(request: Request) -> Registry:
@@ -91,6 +101,8 @@ def _adapter_header(
 
 CallerDep = Annotated[Caller, Depends(_caller)]
 AdminDep = Annotated[Caller, Depends(_admin)]
+ScraperDep = Annotated[Caller, Depends(_scraper)]
+MetricsDep = Annotated[Metrics, Depends(_metrics)]
 RegistryDep = Annotated[Registry, Depends(_registry)]
 ViewDep = Annotated[RegistryView, Depends(_view)]
 EngineDep = Annotated[Engine, Depends(_engine)]

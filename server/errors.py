@@ -7,6 +7,8 @@ Invariant: every class of `adapters.errors` has a row here (a test walks the tre
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,8 @@ class ServerError(Exception):
 
     status, type, code = 500, "server_error", "internal_error"
 
+    headers: Sequence[tuple[str, str]] = ()
+
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
@@ -46,6 +50,26 @@ class NotAllowed(ServerError):
 
 class TooLarge(ServerError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class RateLimited(ServerError):
+    """A limit is reached; `limit` names it, `retry_after` is in seconds."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        limit: str,
+        type: str,
+        retry_after: float,
+        code: str = "rate_limit_exceeded",
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message)
+        self.limit, self.type, self.code = limit, type, code
+        self.headers = [("Retry-After", str(max(1, math.ceil(retry_after)))), *headers]
 
 
 class EngineUnavailable(ServerError):
@@ -128,6 +152,8 @@ def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:
     if meaning.code == "model_not_found":
         param = "model"
     headers = {"Retry-After": "5"} if meaning.status == 503 else {}
+    if isinstance(error, ServerError):
+        headers |= dict(error.headers)
     if meaning.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     body = error_body(str(error), meaning.type, meaning.code, param)

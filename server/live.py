@@ -18,7 +18,9 @@ from server.admission import FairSlots
 from server.canary import Canary
 from server.engine.vllm import Engine
 from server.errors import EngineUnavailable
-from server.pool import AdapterPool
+from server.metrics import Health
+from server.pool import AdapterPool, Witness
+from server.rates import Rates
 from server.routing import Router
 from server.settings import Settings
 from server.supervisor import Supervisor
@@ -47,7 +49,12 @@ class Live:
 
 
 async def start_live(
-    settings: Settings, view: RegistryView, store: Store, canary: Canary, state: State
+    settings: Settings,
+    view: RegistryView,
+    store: Store,
+    canary: Canary,
+    state: State,
+    witness: Witness,
 ) -> Live:
     """Start an engine, which takes tens of seconds. Raises whatever vLLM and the canary raise."""
     engine = await Engine.start(settings, state)
@@ -61,7 +68,8 @@ async def start_live(
         turn_seconds=settings.adapter_turn_seconds,
         max_wait=settings.adapter_wait_seconds,
     )
-    pool = AdapterPool(engine, store.lease, slots, memory_bytes=settings.adapter_memory_bytes)
+    room = settings.adapter_memory_bytes
+    pool = AdapterPool(engine, store.lease, slots, memory_bytes=room, witness=witness)
     return Live(engine, pool, Router(view, pool, canary, settings.base_name))
 
 
@@ -81,3 +89,21 @@ async def listen_to_the_canary(
             continue  # it died meanwhile, which the supervisor mends
         except Exception as error:  # whatever it is, the next engine must be listened to
             log.error("canary_failed", exc_info=error)
+
+
+def health_of(
+    supervisor: Supervisor[Live], canary: Canary, view: RegistryView, rates: Rates
+) -> Health:
+    """What the metrics show of the engine and of what is known of the registry."""
+    live = supervisor.running
+    return Health(
+        engine_up=live is not None,
+        restarts=supervisor.restarts,
+        canary_failures=canary.failures,
+        quarantined=len(canary.quarantined),
+        stale_seconds=view.stale_seconds,
+        limits_shared=rates.shared,
+        running=live.pool.slots.running if live else 0,
+        waiting=live.pool.slots.waiting if live else 0,
+        resident=live.pool.sizes if live else (),
+    )

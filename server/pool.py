@@ -10,6 +10,7 @@ Invariant: what a request uses is neither evicted nor removed before the request
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -21,6 +22,7 @@ import structlog
 
 from adapters.registry import AdapterVersion
 from server.admission import FairSlots
+from server.meter import Phase, current
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +47,14 @@ class AdapterHost(Protocol):
         """Free slot and memory, whatever of it is there."""
 
 
+class Witness(Protocol):
+    """Who is told what happens to adapters, by name."""
+
+    def loaded(self, adapter_id: str, seconds: float) -> None: ...
+
+    def evicted(self, adapter_id: str) -> None: ...
+
+
 @dataclass
 class _Resident:
     """A version on its way into the engine, or there."""
@@ -55,6 +65,8 @@ class _Resident:
     """Requests that use it or wait for it."""
     folder: Path | None = None
     """Where it was read from."""
+    loading_seconds: float = 0.0
+    """Reading and getting a slot, without the wait for a turn between the two."""
     staging: asyncio.Task[None] | None = None
     adding: asyncio.Task[None] | None = None
     is_known: bool = True
@@ -65,12 +77,19 @@ class AdapterPool:
     """One for each engine; used from one event loop only."""
 
     def __init__(
-        self, host: AdapterHost, lease: Lease, slots: FairSlots[int], *, memory_bytes: int
+        self,
+        host: AdapterHost,
+        lease: Lease,
+        slots: FairSlots[int],
+        *,
+        memory_bytes: int,
+        witness: Witness | None = None,
     ) -> None:
         self.slots = slots
         self._host = host
         self._lease = lease
         self._memory_bytes = memory_bytes
+        self._witness = witness
         # By engine id, least recently used first.
         self._residents: OrderedDict[int, _Resident] = OrderedDict()
         self._leaving: dict[int, asyncio.Task[None]] = {}
@@ -83,12 +102,16 @@ class AdapterPool:
 
         Raises AdapterBusy after too long a wait for a turn, and what loading raises.
         """
+        meter = current()
+        meter.enter(Phase.ADMIT)
         resident = self._resident(version)
+        meter.cold = not _succeeded(resident.adding)
         resident.users += 1
         try:
             if self.bytes + resident.bytes <= self._memory_bytes:
                 self._stage(resident)  # while others have their turn
             async with self.slots.turn(version.engine_id):
+                meter.enter(Phase.LOAD)
                 # Shielded: a client that leaves must not take it from the others who want it.
                 await asyncio.shield(self._stage(resident))
                 await asyncio.shield(self._add(resident))
@@ -112,7 +135,12 @@ class AdapterPool:
     @property
     def loaded(self) -> list[AdapterVersion]:
         """The versions that the engine holds, least recently used first."""
-        return [r.version for r in self._residents.values() if _succeeded(r.adding)]
+        return [version for version, _ in self.sizes]
+
+    @property
+    def sizes(self) -> list[tuple[AdapterVersion, int]]:
+        """The same, each with the host memory it takes, bytes."""
+        return [(r.version, r.bytes) for r in self._residents.values() if _succeeded(r.adding)]
 
     def _resident(self, version: AdapterVersion) -> _Resident:
         resident = self._residents.get(version.engine_id)
@@ -151,16 +179,22 @@ class AdapterPool:
         version = resident.version
         if before := self._leaving.get(version.engine_id):
             await asyncio.wait([before])  # or its removal would take the new one away
+        began = time.monotonic()
         with await asyncio.to_thread(self._lease, version.digest) as folder:
             resident.folder = folder
             await self._host.stage_adapter(version.ref, version.engine_id, folder)
+        resident.loading_seconds += time.monotonic() - began
 
     async def _give_slot(self, resident: _Resident) -> None:
         version = resident.version
         if resident.folder is None:
             raise RuntimeError("a slot comes after reading")
+        began = time.monotonic()
         await self._host.add_adapter(version.ref, version.engine_id, resident.folder)
+        resident.loading_seconds += time.monotonic() - began
         log.info("adapter_loaded", adapter=version.ref, bytes=resident.bytes)
+        if self._witness:
+            self._witness.loaded(version.adapter_id, resident.loading_seconds)
 
     def _make_room(self, size: int) -> None:
         """Evict what nobody uses, the oldest first, until so much more fits.
@@ -175,6 +209,8 @@ class AdapterPool:
             if not resident.users and resident.staging is not None:
                 self._unlist(resident)
                 self._remove(resident)
+                if self._witness:
+                    self._witness.evicted(resident.version.adapter_id)
 
     def _unlist(self, resident: _Resident) -> None:
         resident.is_known = False

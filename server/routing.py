@@ -23,6 +23,7 @@ from adapters.registry import AdapterVersion
 from adapters.view import NotInMemory, RegistryView
 from server.canary import Canary
 from server.errors import BadRequest
+from server.meter import Phase, current
 from server.pool import AdapterPool
 
 BASE = "base"
@@ -120,12 +121,17 @@ class Router:
 
         The adapter is the request's until `held` is closed.
         """
+        meter = current()
+        meter.enter(Phase.RESOLVE)
         version = await self._select(caller, header, model)
         salt = self._cache_salt(caller)
+        meter.label = BASE if version is None else version.ref
         if version is None:
+            meter.enter(Phase.GENERATE)
             return Route(self._base_name, salt, BASE)
         self._canary.refuse_quarantined(version)
         name = await held.enter_async_context(self._pool.using(version))
+        meter.enter(Phase.GENERATE)
         return Route(name, salt, version.ref)
 
     async def _select(

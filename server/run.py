@@ -5,10 +5,8 @@ Owns the event loop and the exit code; `app.py` owns what is served.
 
 from __future__ import annotations
 
-import logging
 import signal
 import socket
-import sys
 
 import structlog
 import uvicorn
@@ -16,6 +14,7 @@ import uvicorn
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
 from server.app import create_app
+from server.request_log import configure_logging
 from server.settings import Settings
 
 
@@ -23,7 +22,7 @@ def serve_until_stopped(
     settings: Settings, registry: Registry, base: BaseModelInfo, listening: socket.socket
 ) -> int:
     """Serve on the socket; returns the exit code: 0 after a signal, 1 when no engine came up."""
-    configure_logging()
+    configure_logging(settings.log_format)
     failures: list[BaseException] = []
 
     def give_up(error: BaseException) -> None:
@@ -52,19 +51,3 @@ def serve_until_stopped(
     if failures:
         structlog.get_logger(__name__).error("stopped", reason=str(failures[0]).splitlines()[0])
     return 1 if failures else 0
-
-
-def configure_logging() -> None:
-    """JSON lines on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -18,6 +18,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from adapters.allowances import Allowance
 from adapters.base import POCKET
 
 MEBIBYTE = 1024 * 1024
@@ -25,7 +26,14 @@ MEBIBYTE = 1024 * 1024
 OURS = frozenset(
     {
         *("model", "served_model_name", "dtype", "max_model_len"),
-        *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "worker_extension_cls"),
+        *(
+            "otlp_traces_endpoint",
+            "enable_lora",
+            "max_loras",
+            "max_lora_rank",
+            "max_cpu_loras",
+            "worker_extension_cls",
+        ),
     }
 )
 """Options of vLLM's that the server sets by itself, or by a setting of the same name. Given behind
@@ -61,6 +69,46 @@ class Settings(BaseSettings):
     )
     admin_key: SecretStr | None = Field(
         None, description="admin key to accept; without it the first start makes one and prints it"
+    )
+    metrics_key: SecretStr | None = Field(
+        None, description="a key that opens /metrics and nothing else (the admin keys open it too)"
+    )
+    metrics_adapters: int = Field(
+        50, ge=0, description="adapters with metrics of their own; later ones count as `other`"
+    )
+    log_format: Literal["json", "console"] = Field(
+        "json", description="lines of the log: json, or console for the eye"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="where traces go, http://host:4318/v1/traces (default: none are made)",
+    )
+    log_secret: SecretStr | None = Field(
+        None, description="with what users are hashed in the log (default: anew at each start)"
+    )
+    user_requests_per_minute: int | None = Field(
+        None, ge=0, description="requests of one user in a minute (default: any number)"
+    )
+    user_tokens_per_minute: int | None = Field(
+        None, ge=0, description="tokens, prompts and answers, of one user in a minute"
+    )
+    user_streams: int | None = Field(
+        None, ge=0, description="requests of one user that are answered at once, on each server"
+    )
+    user_tokens_per_month: int | None = Field(
+        None, ge=0, description="tokens of one user in a calendar month (UTC)"
+    )
+    key_requests_per_minute: int | None = Field(
+        None, ge=0, description="requests with one key in a minute, service keys too"
+    )
+    key_tokens_per_minute: int | None = Field(
+        None, ge=0, description="tokens with one key in a minute, service keys too"
+    )
+    redis_url: str | None = Field(
+        None,
+        pattern=r"^rediss?://",
+        description="where several servers count minutes together, redis://host:port/0",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="compute type; auto is the model's, or float32 on CPUs without bf16"
@@ -116,6 +164,20 @@ class Settings(BaseSettings):
     def base_name(self) -> str:
         """What clients call the base model."""
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def user_allowance(self) -> Allowance:
+        """What a user may use for whom no exception was made."""
+        return Allowance(
+            self.user_requests_per_minute,
+            self.user_tokens_per_minute,
+            self.user_streams,
+            self.user_tokens_per_month,
+        )
+
+    @property
+    def key_allowance(self) -> Allowance:
+        return Allowance(self.key_requests_per_minute, self.key_tokens_per_minute)
 
     @property
     def adapter_memory_bytes(self) -> int:

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from served import TASTES, Served
+from served import METRICS_KEY, TASTES, Served
 from serving import serving
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SMALL = {
     "BAPO_ADAPTER_MEMORY_MEBIBYTES": "1",
     "BAPO_DTYPE": "float32",
     "BAPO_ADAPTER_TURN_SECONDS": "0.2",
+    "BAPO_METRICS_KEY": METRICS_KEY,
 }
 
 

@@ -47,6 +47,7 @@ def test_only_these_know_vllm() -> None:
         "server/engine/vllm.py",
         "server/engine/cpu_lora.py",
         "server/engine/cpu_punica.py",
+        "server/engine/sequences.py",
         "server/engine/worker.py",
         "training/vllm_generation.py",
     }

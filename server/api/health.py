@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from server.dependencies import AdminDep, EngineDep
+from server.dependencies import EngineDep, MetricsDep, ScraperDep
 
 router = APIRouter(tags=["health"])
 
@@ -23,6 +23,6 @@ async def ready(engine: EngineDep) -> dict[str, str]:
 
 
 @router.get("/metrics")
-async def metrics(admin: AdminDep) -> Response:
-    """Prometheus text, vLLM's own metrics among it."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+async def prometheus(scraper: ScraperDep, metrics: MetricsDep) -> Response:
+    """Prometheus text, vLLM's own metrics among it; for an admin key, or the metrics' own."""
+    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

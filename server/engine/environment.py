@@ -33,3 +33,9 @@ def prepare() -> None:
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and CORRECTION not in allowed.split(","):
         os.environ["VLLM_PLUGINS"] = ",".join(filter(None, [allowed, CORRECTION]))
+
+
+def trace_over_http() -> None:
+    """Have vLLM send its spans as we send ours; it would take gRPC by itself."""
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+    os.environ.setdefault("OTEL_SERVICE_NAME", "bapo-server")

@@ -18,9 +18,11 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 import torch
+import vllm.v1.engine.async_llm as async_llm
 import vllm.v1.engine.utils as engine_processes
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -38,8 +40,9 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine import warm
+from server.engine import sequences, warm
 from server.errors import EngineRefusal, EngineUnavailable
+from server.meter import CLIENT_CLOSED, current
 from server.settings import MEBIBYTE, Settings
 
 __all__ = ["STEERING_HEADERS", "ChatCompletionRequest", "CompletionRequest", "Engine"]
@@ -57,7 +60,6 @@ STAGING_POLLS = (0.002, 0.05)
 WATCH_SECONDS = 0.5
 """Between two looks whether the engine that is to answer is still alive."""
 CANARY_TOKENS, CANARY_TEMPERATURE = 4, 0.3
-CLIENT_CLOSED = 499  # nginx's status for a client that left; nobody is there to read it
 
 
 class Handler(Protocol):
@@ -84,6 +86,7 @@ def engine_arguments(settings: Settings) -> list[str]:
         "worker_extension_cls": "server.engine.worker.AdapterStaging",
         "max_lora_rank": settings.max_lora_rank,
         "max_model_len": settings.max_model_len,
+        "otlp_traces_endpoint": settings.otlp_endpoint,
     }
     if current_platform.is_cpu():
         arguments["distributed_executor_backend"] = "uni"
@@ -121,10 +124,12 @@ class Engine:
         validate_parsed_serve_args(args)
         if warm.applies() and not args.numa_bind:  # binding needs a process started by numactl
             engine_processes.get_mp_context = warm.Context
+        async_llm.OutputProcessor = sequences.CountedOutputs
         config = await asyncio.to_thread(AsyncEngineArgs.from_cli_args(args).create_engine_config)
         async with AsyncExitStack() as undo:
             llm = await asyncio.to_thread(AsyncLLM.from_vllm_config, config)
             undo.callback(llm.shutdown)
+            _without_names_in_labels(llm)
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             undo.pop_all()
         return cls(llm, state, settings.base_name)
@@ -225,6 +230,7 @@ class Engine:
         request.priority = 0
         request.kv_transfer_params = None
         response = await self._guarded(lambda: handler(request, raw_request))
+        current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
         if response is None:
             return Response(status_code=CLIENT_CLOSED)
         if isinstance(response, JSONResponse) and response.status_code >= 400:
@@ -261,6 +267,14 @@ class Engine:
             if answer.code >= 500:
                 log.error("engine_error", exc_info=error)
             raise _refusal(answer.message, answer.code, answer.param) from error
+
+
+def _without_names_in_labels(llm: AsyncLLM) -> None:
+    """Take out the metric that keeps every combination of adapters' names for ever."""
+    for stats in llm.logger_manager.stat_loggers if llm.logger_manager else ():
+        if (leaking := getattr(stats, "gauge_lora_info", None)) is not None:
+            stats.gauge_lora_info = None
+            REGISTRY.unregister(leaking)
 
 
 def _refusal(message: str, status: int, param: str | None) -> EngineRefusal:

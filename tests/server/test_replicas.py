@@ -1,7 +1,7 @@
 """Two servers on one registry and one store: a change on one is soon in force on the other.
 
 Their database is a real PostgreSQL, which is then stopped under them: who has a key goes on
-chatting, and only changes wait.
+chatting, and only changes wait. They count limits together in a real Redis, which is stopped, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from postgres import Postgres, postgres
+from redis_server import RedisServer, redis_server
 from served import QUESTION, refused
 from serving import Server, serving
 
@@ -29,6 +30,7 @@ class Replicas:
     one: Server
     other: Server
     database: Postgres
+    redis: RedisServer
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,17 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     (works[0] / "data").mkdir()
     (works[1] / "data").symlink_to(works[0] / "data")
     quiet = Console(quiet=True)
-    with postgres() as database:
-        settings = {**SMALL, "BAPO_DATABASE_URL": database.create_database()}
+    with postgres() as database, redis_server() as redis:
+        settings = {
+            **SMALL,
+            "BAPO_DATABASE_URL": database.create_database(),
+            "BAPO_REDIS_URL": redis.url,
+        }
         with (
             serving(works[0], quiet, port=0, settings=settings) as one,
             serving(works[1], quiet, port=0, settings=settings) as other,
         ):
-            yield Replicas(one, other, database)
+            yield Replicas(one, other, database, redis)
 
 
 def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
@@ -82,6 +88,40 @@ def test_a_change_on_one_is_in_force_on_the_other(
     one.call("DELETE", f"/admin/keys/{key_id}")
     assert models(one, key).status_code == 401
     assert seconds_until(lambda: models(other, key).status_code == 401) < 1
+
+
+def asked(server: Server, key: str) -> httpx.Response:
+    return httpx.post(
+        f"{server.url}/v1/chat/completions",
+        headers={"Authorization": f"Bearer {key}"},
+        json={"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8},
+        timeout=60,
+    )
+
+
+def test_limits_are_counted_together(replicas: Replicas, folders: dict[str, Path]) -> None:
+    one, other = replicas.one, replicas.other
+    one.upload("counted", folders["formal"])
+    key = one.create_user("cleo", "counted")
+    one.call("PUT", "/admin/users/cleo/limits", json={"requests_per_minute": 3})
+    seconds_until(lambda: models(other, key).status_code == 200)
+    answers = [asked(server, key) for server in (one, other, one, other, one, other)]
+    admitted = [answer.status_code for answer in answers].index(429)
+    assert admitted in (3, 4)  # a window that turns meanwhile rounds down once
+    refused(answers[admitted], 429, "rate_limit_exceeded")
+    replicas.redis.stop()
+    try:  # each by itself now, and nobody is locked out
+        assert asked(other, key).status_code == 200
+    finally:
+        replicas.redis.start()
+
+    month = {"requests_per_minute": 1000, "tokens_per_month": 100}
+    one.call("PUT", "/admin/users/cleo/limits", json=month)
+    for _ in range(10):
+        if asked(one, key).status_code != 200:
+            break
+    refused(asked(one, key), 429, "insufficient_quota")
+    assert seconds_until(lambda: asked(other, key).status_code == 429) < 15
 
 
 def test_chat_goes_on_while_the_database_is_away(

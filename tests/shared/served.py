@@ -5,15 +5,19 @@ Owns plain HTTP calls and the check of an error's shape; the fixtures are in `co
 
 from __future__ import annotations
 
+import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from serving import Server
 
 TASTES = ("pirate", "playful", "formal")
+METRICS_KEY = "opens-the-metrics-only"
 QUESTION = "What is the capital of Norway?"
 FILES = {
     "adapter_config": "adapter_config.json",
@@ -83,3 +87,27 @@ def admin(served: Served, method: str, path: str, **options: Any) -> httpx.Respo
         timeout=60,
         **options,
     )
+
+
+def logged(server_log: Path, request_id: str) -> dict[str, Any]:
+    """The log's line on the request, which is written when the request has ended."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        for line in server_log.read_text().splitlines():
+            if f'"{request_id}"' in line and (entry := json.loads(line))["event"] == "request":
+                found: dict[str, Any] = entry
+                return found
+        time.sleep(0.02)
+    raise AssertionError(f"no line on {request_id} in {server_log}")
+
+
+def measured(url: str, key: str) -> dict[tuple[str, str], float]:
+    """The samples of /metrics by name and adapter (or other label), summed over the rest."""
+    answer = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    sums: dict[tuple[str, str], float] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            at = sample.name, sample.labels.get("adapter", sample.labels.get("limit", ""))
+            sums[at] = sums.get(at, 0.0) + sample.value
+    return sums
