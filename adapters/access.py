@@ -54,7 +54,7 @@ class Access:
             log(session, actor, "adapter.grant", adapter_id, **granted)
 
     def assign(self, user_id: str, adapter_id: str | None, *, actor: str = "local") -> None:
-        """What the user gets when he names nothing; None is the base.
+        """What the user gets when he names nothing; None is the base. He leaves an experiment.
 
         Raises UserNotFound, AdapterNotFound.
         """
@@ -63,7 +63,9 @@ class Access:
             if adapter_id is not None:
                 living_adapter(session, adapter_id)
             before, user.assigned = user.assigned, adapter_id
-            log(session, actor, "user.assign", user_id, before=before, after=adapter_id)
+            left, user.experiment = user.experiment, None
+            details = {"left": left} if left else {}
+            log(session, actor, "user.assign", user_id, before=before, after=adapter_id, **details)
 
 
 def may_use(user_id: str | None) -> ColumnElement[bool]:

@@ -61,6 +61,7 @@ class User:
     id: str
     assigned: str | None
     created: datetime
+    experiment: str | None = None
 
 
 class Accounts:
@@ -86,7 +87,7 @@ class Accounts:
             query = query.where(UserRow.id > after)
         with reading(self._engine) as session:
             rows = session.scalars(query)
-            return [User(row.id, row.assigned, row.created) for row in rows]
+            return [User(row.id, row.assigned, row.created, row.experiment) for row in rows]
 
     def delete_user(self, user_id: str, *, actor: str = "local") -> None:
         """Delete the user with his keys, grants, memberships, quota, limits. Raises UserNotFound.

@@ -13,9 +13,10 @@ from adapters.access import may_use
 from adapters.audit import AuditEntry, audit_log
 from adapters.db import AdapterRow, GrantRow, GroupGrantRow, UserRow, VersionRow, reading
 from adapters.errors import AdapterNotFound
+from adapters.experiments import read_experiments
 from adapters.names import is_adapter_id
 from adapters.rows import LARGEST_VERSION, is_user_id, living_adapter
-from adapters.versions import AdapterVersion, version_of
+from adapters.versions import AdapterVersion, Choice, version_of
 
 
 class Catalogue:
@@ -47,16 +48,28 @@ class Catalogue:
             raise AdapterNotFound(adapter_id)
         return version_of(row)
 
-    def assigned(self, user_id: str) -> AdapterVersion | None:
-        """The version assigned to the user, None for the base or an unknown user.
+    def assigned(self, user_id: str) -> Choice:
+        """What the user gets when he names nothing; the base where he is unknown.
 
-        Raises AdapterNotFound when what is assigned can no longer be used: never the base instead.
+        An arm's adapter needs no grant, and gives none. Raises AdapterNotFound when what is
+        assigned, or his arm, can no longer be used: never the base, or another arm, instead.
         """
         if not is_user_id(user_id):
-            return None
+            return Choice(None)
         with reading(self.engine) as session:
-            adapter_id = session.scalar(select(UserRow.assigned).where(UserRow.id == user_id))
-        return None if adapter_id is None else self.resolve(adapter_id, user_id=user_id)
+            user = session.get(UserRow, user_id)
+            found = read_experiments(session, [user.experiment]) if user and user.experiment else {}
+        if user is None:
+            return Choice(None)
+        for experiment in found.values():
+            if arm := experiment.arm_of(user_id):
+                label = experiment.label(arm)
+                if arm.adapter_id is None:
+                    return Choice(None, label)
+                return Choice(self.resolve(arm.adapter_id, arm.version, is_admin=True), label)
+        if user.assigned is None:
+            return Choice(None)
+        return Choice(self.resolve(user.assigned, user_id=user_id))
 
     def usable(self, *, user_id: str | None, is_admin: bool = False) -> Sequence[AdapterVersion]:
         """The active version of every adapter this caller may use, by name."""

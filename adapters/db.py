@@ -109,7 +109,34 @@ class UserRow(Base):
 
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
     assigned: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    experiment: Mapped[str | None] = mapped_column(ForeignKey("experiments.id"), index=True)
     created: Mapped[datetime] = mapped_column(UtcTime, default=now)
+
+
+class ExperimentRow(Base):
+    __tablename__ = "experiments"
+
+    id: Mapped[str] = mapped_column(String(63), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    winner: Mapped[str | None] = mapped_column(String(63))
+    created: Mapped[datetime] = mapped_column(UtcTime, default=now)
+    started: Mapped[datetime | None] = mapped_column(UtcTime)
+    ended: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+class ArmRow(Base):
+    """What an arm serves: no adapter is the base, no version whatever is active."""
+
+    __tablename__ = "experiment_arms"
+
+    experiment_id: Mapped[str] = mapped_column(
+        ForeignKey("experiments.id", ondelete="CASCADE"), primary_key=True
+    )
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    position: Mapped[int]
+    adapter_id: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
+    version: Mapped[int | None]
+    weight: Mapped[int]
 
 
 class GroupRow(Base):

@@ -10,6 +10,7 @@
     │   ├── VersionNotFound
     │   ├── UserNotFound
     │   ├── GroupNotFound
+    │   ├── ExperimentNotFound
     │   └── KeyNotFound
     ├── Forbidden                the caller may not; shown to strangers as AdapterNotFound
     ├── Conflict
@@ -87,6 +88,14 @@ class GroupNotFound(NotFound):
     def __init__(self, group_id: str) -> None:
         self.group_id = group_id
         super().__init__(f"The group '{group_id}' does not exist.")
+
+
+class ExperimentNotFound(NotFound):
+    """No such experiment."""
+
+    def __init__(self, experiment_id: str) -> None:
+        self.experiment_id = experiment_id
+        super().__init__(f"The experiment '{experiment_id}' does not exist.")
 
 
 class KeyNotFound(NotFound):

@@ -20,6 +20,7 @@ from adapters.allowances import allowance_of
 from adapters.db import (
     AdapterRow,
     AllowanceRow,
+    ArmRow,
     AuditRow,
     GrantRow,
     GroupGrantRow,
@@ -28,8 +29,9 @@ from adapters.db import (
     UserRow,
     VersionRow,
 )
-from adapters.snapshot import Adapter, Key, Snapshot, User, compact
-from adapters.versions import AdapterVersion
+from adapters.experiments import read_experiments
+from adapters.snapshot import Adapter, Key, Snapshot, Trial, User, compact
+from adapters.versions import AdapterVersion, version_of
 
 T = TypeVar("T")
 
@@ -57,10 +59,13 @@ class Patch:
     adapters: Mapping[str, Adapter | None]
     users: Mapping[str, User | None]
     keys: Mapping[str, Key | None]
+    trials: Mapping[str, Trial | None]
 
     def apply(self, snapshot: Snapshot) -> None:
         for key_id, key in self.keys.items():
             snapshot.put_key(key_id, key)
+        for experiment_id, trial in self.trials.items():
+            snapshot.put_trial(experiment_id, trial)
         for user_id, user in self.users.items():
             snapshot.put_user(user_id, user)
         for adapter_id, adapter in self.adapters.items():
@@ -101,7 +106,8 @@ def read_changes(session: Session, since: Revision) -> tuple[Revision, Changed] 
 def read_all(session: Session) -> Snapshot:
     """Everything there is."""
     snapshot = Snapshot()
-    Patch(_adapters(session), _users(session), _keys(session)).apply(snapshot)
+    everything = _adapters(session), _users(session), _keys(session), _trials(session)
+    Patch(*everything).apply(snapshot)
     return snapshot
 
 
@@ -115,6 +121,7 @@ def read_patch(session: Session, snapshot: Snapshot, changed: Changed) -> Patch 
         _replacing(session, _adapters, changed.get("adapter", ())),
         _replacing(session, _users, users),
         _replacing(session, _keys, changed.get("key", ())),
+        _replacing(session, _trials, changed.get("experiment", ())),
     )
 
 
@@ -178,14 +185,15 @@ def _users(session: Session, names: Collection[str] | None = None) -> dict[str, 
     )
     allowed = select(AllowanceRow).where(_in(AllowanceRow.user_id, names))
     allowances = {row.user_id: allowance_of(row) for row in session.scalars(allowed)}
-    query = select(UserRow.id, UserRow.assigned).where(_in(UserRow.id, names))
+    query = select(UserRow.id, UserRow.assigned, UserRow.experiment).where(_in(UserRow.id, names))
     return {
         _intern(user_id): User(
             assigned and _intern(assigned),
             compact(groups.get(user_id, ())),
             allowances.get(user_id),
+            experiment and _intern(experiment),
         )
-        for user_id, assigned in session.execute(query)
+        for user_id, assigned, experiment in session.execute(query)
     }
 
 
@@ -196,6 +204,18 @@ def _keys(session: Session, names: Collection[str] | None = None) -> dict[str, K
         for key_id, role, user_id, digest, expires in session.execute(
             query.where(_in(KeyRow.id, names))
         )
+    }
+
+
+def _trials(session: Session, names: Collection[str] | None = None) -> dict[str, Trial]:
+    same = and_(VersionRow.adapter_id == ArmRow.adapter_id, VersionRow.version == ArmRow.version)
+    query = select(ArmRow.experiment_id, ArmRow.name, VersionRow).join(VersionRow, same)
+    numbered: dict[str, dict[str, AdapterVersion]] = defaultdict(dict)
+    for experiment_id, arm, row in session.execute(query.where(_in(ArmRow.experiment_id, names))):
+        numbered[experiment_id][arm] = version_of(row)
+    return {
+        experiment_id: Trial(experiment, numbered[experiment_id])
+        for experiment_id, experiment in read_experiments(session, names).items()
     }
 
 

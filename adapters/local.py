@@ -17,6 +17,7 @@ from adapters.allowances import Allowance
 from adapters.base import POCKET, describe_base
 from adapters.collection import collect, damaged
 from adapters.db import now
+from adapters.experiments_calls import LocalExperiments
 from adapters.registry import Registry
 from adapters.shapes import (
     entry_body,
@@ -28,7 +29,7 @@ from adapters.shapes import (
 )
 
 
-class LocalRegistry:
+class LocalRegistry(LocalExperiments):
     """`RemoteRegistry`'s methods on an open registry; `actor` is named in the audit log."""
 
     def __init__(self, registry: Registry, actor: str, model: Path = POCKET) -> None:

@@ -1,4 +1,4 @@
-"""How adapters and users may be called, and how a version is written.
+"""How adapters, users and experiments may be called, and how a version is written.
 
 Owns the grammar of identifiers. Refuses lookups: a good name need not exist. Names are
 ASCII and lower case only, so no two differ by case, look-alike letters or Unicode form, and
@@ -7,6 +7,7 @@ none means something to a file system or a URL.
     adapter id   concise · alice/concise     letters, digits and . _ -, one slash at most
     reference    alice/concise@3             an adapter id, a version from 1
     user id      alice · 7f3c · ann@site.org as a part of an adapter id, and @
+    label        tone · warm                 of an experiment or an arm: a part of an adapter id
 """
 
 import re
@@ -21,8 +22,11 @@ _ADAPTER_ID = re.compile(rf"{_PART}(/{_PART})?")
 _USER_ID = re.compile(r"[a-z0-9](?:[a-z0-9._@-]{0,126}[a-z0-9_@-])?")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
-# "base" selects the base model; the others are words that engines use for modalities.
-RESERVED = frozenset({"base", "text", "image", "audio"})
+BASE = "base"
+"""How the base model itself is selected."""
+
+# The others are words that engines use for modalities.
+RESERVED = frozenset({BASE, "text", "image", "audio"})
 
 
 class AdapterRef(NamedTuple):
@@ -30,6 +34,9 @@ class AdapterRef(NamedTuple):
 
     adapter_id: str
     version: int | None
+
+    def __str__(self) -> str:
+        return self.adapter_id if self.version is None else f"{self.adapter_id}@{self.version}"
 
 
 def is_adapter_id(text: str) -> bool:
@@ -61,6 +68,22 @@ def check_user_id(user_id: str) -> str:
             "'.', '_', '-' and '@', begin with a letter or digit, and do not end with a '.'."
         )
     return user_id
+
+
+def is_label(text: str) -> bool:
+    """Whether an experiment, or an arm of one, could be called so."""
+    return re.fullmatch(_PART, text) is not None and ".." not in text
+
+
+def check_label(text: str) -> str:
+    """Return the name of an experiment or an arm as it is. Raises InvalidName."""
+    if not is_label(text):
+        raise InvalidName(
+            f"{_quoted(text)} is no name for an experiment or an arm: use at most 63 lower-case"
+            " letters, digits, '.', '_' and '-', begin with a letter or digit, and do not end with"
+            " a '.'."
+        )
+    return text
 
 
 def parse_ref(text: str) -> AdapterRef:

@@ -5,6 +5,7 @@ Owns nothing but the whole: one database and one store, and the parts that work 
     publishing.py   folder → version            collection.py   bytes nobody names → gone
     pointers.py     activate, rollback, retire  catalogue.py    every question
     access.py       grants, assignments         accounts.py, groups.py, quotas.py, allowances.py
+    experiments.py  whose arms decide instead of an assignment
 
 A version is immutable and its engine id is never given twice; activating, rolling back and
 assigning move pointers. Every change is one transaction, with its line in the audit log.
@@ -19,6 +20,7 @@ from adapters.accounts import Accounts
 from adapters.allowances import Allowances
 from adapters.catalogue import Catalogue
 from adapters.db import connect
+from adapters.experiments import Experiments
 from adapters.groups import Groups
 from adapters.migrate import upgrade
 from adapters.pointers import Pointers
@@ -41,6 +43,7 @@ class Registry(Publishing, Pointers, Access, Catalogue):
         self.groups = Groups(engine)
         self.quotas = Quotas(engine)
         self.allowances = Allowances(engine)
+        self.experiments = Experiments(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -12,11 +12,12 @@ import httpx
 
 from adapters.artifact import ADAPTER_FILES, SERVED_FILES
 from adapters.errors import AdapterError, InvalidAdapter
+from adapters.experiments_calls import RemoteExperiments
 
 UPLOAD_SECONDS = 600
 
 
-class RemoteRegistry:
+class RemoteRegistry(RemoteExperiments):
     """A server at `url`, spoken to with an admin key. Every call raises AdapterError."""
 
     def __init__(self, url: str, key: str) -> None:

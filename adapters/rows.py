@@ -8,15 +8,16 @@ some texts (a NUL, half a surrogate pair) and over numbers too long for a column
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from adapters.db import AdapterRow, GroupRow, UserRow, VersionRow
+from adapters.db import AdapterRow, ExperimentRow, GroupRow, UserRow, VersionRow
 from adapters.errors import (
     AdapterNotFound,
+    ExperimentNotFound,
     GroupNotFound,
     InvalidName,
     UserNotFound,
     VersionNotFound,
 )
-from adapters.names import check_user_id, is_adapter_id
+from adapters.names import check_user_id, is_adapter_id, is_label
 
 LARGEST_VERSION = 2**31 - 1
 
@@ -53,6 +54,14 @@ def group_row(session: Session, group_id: str) -> GroupRow:
     row = session.get(GroupRow, group_id) if is_user_id(group_id) else None
     if row is None:
         raise GroupNotFound(group_id)
+    return row
+
+
+def experiment_row(session: Session, experiment_id: str) -> ExperimentRow:
+    """Raises ExperimentNotFound."""
+    row = session.get(ExperimentRow, experiment_id) if is_label(experiment_id) else None
+    if row is None:
+        raise ExperimentNotFound(experiment_id)
     return row
 
 

@@ -1,4 +1,4 @@
-"""What the admin API sends about versions, users, groups, quotas and changes, as plain JSON.
+"""What the admin API sends: versions, users, groups, quotas, experiments, changes, as plain JSON.
 
 Owns these shapes, for the server that sends them and for the command line, which prints the same
 whether it asked a server or the registry itself. Refuses HTTP and tables.
@@ -9,6 +9,7 @@ from typing import Any
 
 from adapters.accounts import User
 from adapters.allowances import Allowance, Spent
+from adapters.arms import Experiment
 from adapters.audit import AuditEntry
 from adapters.groups import Group
 from adapters.quotas import Quota
@@ -28,7 +29,12 @@ def version_body(version: AdapterVersion) -> dict[str, Any]:
 
 
 def user_body(user: User) -> dict[str, Any]:
-    return {"id": user.id, "assigned": user.assigned, "created": user.created.isoformat()}
+    return {
+        "id": user.id,
+        "assigned": user.assigned,
+        "experiment": user.experiment,
+        "created": user.created.isoformat(),
+    }
 
 
 def group_body(group: Group) -> dict[str, Any]:
@@ -42,6 +48,20 @@ def quota_body(quota: Quota) -> dict[str, Any]:
 def limits_body(user_id: str, allowance: Allowance, spent: Spent) -> dict[str, Any]:
     """A user's own limits (null: as everybody) and his use of this month."""
     return {"user": user_id, "limits": asdict(allowance), "used": asdict(spent)}
+
+
+def experiment_body(experiment: Experiment) -> dict[str, Any]:
+    times = {name: getattr(experiment, name) for name in ("created", "started", "ended")}
+    return {
+        "id": experiment.id,
+        "state": experiment.state,
+        "arms": [
+            {"name": arm.name, "adapter": arm.serves, "weight": arm.weight}
+            for arm in experiment.arms
+        ],
+        "winner": experiment.winner,
+        **{name: at and at.isoformat() for name, at in times.items()},
+    }
 
 
 def entry_body(entry: AuditEntry) -> dict[str, Any]:

@@ -5,13 +5,14 @@ and threads (`view.py`). One thread writes and any number read without a lock: a
 as a whole, and readers only look names up or copy a set, each a single step of the interpreter.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
 from adapters.accounts import Role
 from adapters.allowances import Allowance
+from adapters.arms import Experiment
 from adapters.versions import AdapterVersion
 
 T = TypeVar("T")
@@ -42,6 +43,15 @@ class User:
     assigned: str | None
     groups: Collection[str]
     allowance: Allowance | None = None
+    experiment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """An experiment, and the versions of those of its arms that serve one by its number."""
+
+    experiment: Experiment
+    numbered: Mapping[str, AdapterVersion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ class Snapshot:
         self.adapters: dict[str, Adapter] = {}
         self.users: dict[str, User] = {}
         self.keys: dict[str, Key] = {}
+        self.trials: dict[str, Trial] = {}
         # Which adapters are open to all, to a user by his name, to a group; and who is in it.
         self._public: set[str] = set()
         self._of_user: Index = {}
@@ -128,6 +139,9 @@ class Snapshot:
 
     def put_key(self, key_id: str, new: Key | None) -> None:
         _place(self.keys, key_id, new)
+
+    def put_trial(self, experiment_id: str, new: Trial | None) -> None:
+        _place(self.trials, experiment_id, new)
 
 
 def compact(names: Iterable[str]) -> Collection[str]:

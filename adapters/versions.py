@@ -1,7 +1,8 @@
-"""A version of an adapter, as everything outside of the database knows it."""
+"""A version of an adapter as everything outside of the database knows it; the choice of one."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from adapters.db import VersionRow
 
@@ -22,6 +23,16 @@ class AdapterVersion:
     def ref(self) -> str:
         """`alice/concise@3`."""
         return f"{self.adapter_id}@{self.version}"
+
+
+class Choice(NamedTuple):
+    """What answers a request: a version, None for the base; and the arm that decided it.
+
+    `arm` is `tone/warm`, of a running experiment, or None where no experiment had a say.
+    """
+
+    version: AdapterVersion | None
+    arm: str | None = None
 
 
 def version_of(row: VersionRow) -> AdapterVersion:

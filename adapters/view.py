@@ -19,11 +19,13 @@ from typing import Self
 
 from adapters.accounts import Caller, key_digest, key_id_of
 from adapters.allowances import Allowance
+from adapters.arms import Arm
 from adapters.db import now, reading
 from adapters.errors import AdapterNotFound, StoreError
 from adapters.loading import Revision, read_all, read_changes, read_patch, read_revision
 from adapters.registry import AdapterVersion, Registry
-from adapters.snapshot import Snapshot
+from adapters.snapshot import Snapshot, Trial
+from adapters.versions import Choice
 
 POLL_SECONDS = 0.25
 KEPT_VERSIONS = 4096
@@ -161,15 +163,22 @@ class RegistryView:
             raise AdapterNotFound(adapter_id)
         return self._version(adapter_id, version, blocking)
 
-    def assigned(self, user_id: str) -> AdapterVersion | None:
-        """The version assigned to the user, None for the base or an unknown user.
+    def assigned(self, user_id: str) -> Choice:
+        """What the user gets when he names nothing; the base where he is unknown.
 
-        Raises AdapterNotFound when what is assigned can no longer be used: never the base instead.
+        An arm's adapter needs no grant, and gives none. Raises AdapterNotFound when what is
+        assigned, or his arm, can no longer be used: never the base, or another arm, instead.
         """
-        user = self._snapshot.users.get(user_id)
-        if user is None or user.assigned is None:
-            return None
-        return self.resolve(user.assigned, user_id=user_id)
+        snapshot = self._snapshot
+        user = snapshot.users.get(user_id)
+        if user is None:
+            return Choice(None)
+        trial = snapshot.trials.get(user.experiment) if user.experiment is not None else None
+        if trial is not None and (arm := trial.experiment.arm_of(user_id)):
+            return Choice(_served(snapshot, trial, arm), trial.experiment.label(arm))
+        if user.assigned is None:
+            return Choice(None)
+        return Choice(self.resolve(user.assigned, user_id=user_id))
 
     def allowance(self, user_id: str) -> Allowance | None:
         """The limits made for this user; None where he has what everybody has."""
@@ -204,3 +213,16 @@ class RegistryView:
                 del kept[next(iter(kept))]
             kept[adapter_id, version] = found
         return found
+
+
+def _served(snapshot: Snapshot, trial: Trial, arm: Arm) -> AdapterVersion | None:
+    """What the arm serves now. Raises AdapterNotFound."""
+    if arm.adapter_id is None:
+        return None
+    adapter = snapshot.adapters.get(arm.adapter_id)
+    if adapter is None:
+        raise AdapterNotFound(arm.adapter_id)
+    version = adapter.active if arm.version is None else trial.numbered.get(arm.name)
+    if version is None:
+        raise AdapterNotFound(arm.adapter_id)
+    return version

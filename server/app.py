@@ -22,6 +22,7 @@ from server import errors
 from server.api import (
     admin_adapters,
     admin_engine,
+    admin_experiments,
     admin_groups,
     admin_limits,
     admin_store,
@@ -58,6 +59,7 @@ ROUTES = (
     admin_users,
     admin_groups,
     admin_store,
+    admin_experiments,
     admin_engine,
     health,
 )

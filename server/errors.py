@@ -123,6 +123,7 @@ MEANINGS: dict[type[domain.AdapterError], Meaning] = {
     domain.VersionNotFound: _NOT_FOUND,
     domain.UserNotFound: Meaning(404, "invalid_request_error", "user_not_found"),
     domain.GroupNotFound: Meaning(404, "invalid_request_error", "group_not_found"),
+    domain.ExperimentNotFound: Meaning(404, "invalid_request_error", "experiment_not_found"),
     domain.KeyNotFound: Meaning(404, "invalid_request_error", "key_not_found"),
     domain.Forbidden: _NOT_FOUND,  # so that names cannot be probed
     domain.Conflict: Meaning(409, "invalid_request_error", "conflict"),

@@ -18,15 +18,14 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound, InvalidName
-from adapters.names import AdapterRef, parse_ref
-from adapters.registry import AdapterVersion
+from adapters.names import BASE, AdapterRef, parse_ref
+from adapters.versions import Choice
 from adapters.view import NotInMemory, RegistryView
 from server.canary import Canary
 from server.errors import BadRequest
 from server.meter import Phase, current
 from server.pool import AdapterPool
 
-BASE = "base"
 BASE_REF = AdapterRef(BASE, None)
 
 
@@ -58,8 +57,8 @@ def select(
     base_name: str,
     *,
     blocking: bool = True,
-) -> AdapterVersion | None:
-    """The version to answer with, None for the base.
+) -> Choice:
+    """The version to answer with, None for the base, and the arm of an experiment that chose it.
 
     Raises AdapterNotFound (unknown, retired, inactive or forbidden alike) and BadRequest (header
     and `model` disagree); without `blocking` NotInMemory where the view would have to ask the
@@ -74,17 +73,18 @@ def select(
         )
     wish = by_header or by_model
     if wish is None:
-        return view.assigned(caller.user_id) if caller.user_id else None
+        return view.assigned(caller.user_id) if caller.user_id else Choice(None)
     if wish == BASE_REF:
-        return None
+        return Choice(None)
     version = wish.version or (by_model.version if by_model else None)
-    return view.resolve(
+    found = view.resolve(
         wish.adapter_id,
         version,
         user_id=caller.user_id,
         is_admin=caller.role is Role.ADMIN,
         blocking=blocking,
     )
+    return Choice(found)
 
 
 def _agree(header: AdapterRef, model: AdapterRef) -> bool:
@@ -99,6 +99,13 @@ class Route:
     model: str
     cache_salt: str
     label: str  # "alice/concise@3", or "base"
+    arm: str | None = None  # "tone/warm", where an experiment decided
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What tells the client who answers."""
+        shown = {"X-Adapter-Id": self.label}
+        return shown if self.arm is None else {**shown, "X-Experiment": self.arm}
 
 
 class Router:
@@ -123,20 +130,18 @@ class Router:
         """
         meter = current()
         meter.enter(Phase.RESOLVE)
-        version = await self._select(caller, header, model)
+        version, arm = await self._select(caller, header, model)
         salt = self._cache_salt(caller)
         meter.label = BASE if version is None else version.ref
         if version is None:
             meter.enter(Phase.GENERATE)
-            return Route(self._base_name, salt, BASE)
+            return Route(self._base_name, salt, BASE, arm)
         self._canary.refuse_quarantined(version)
         name = await held.enter_async_context(self._pool.using(version))
         meter.enter(Phase.GENERATE)
-        return Route(name, salt, version.ref)
+        return Route(name, salt, version.ref, arm)
 
-    async def _select(
-        self, caller: Caller, header: str | None, model: str | None
-    ) -> AdapterVersion | None:
+    async def _select(self, caller: Caller, header: str | None, model: str | None) -> Choice:
         """From memory; in a thread where an older version is asked for by its number, once."""
         wish = (self._view, caller, header, model, self._base_name)
         try:

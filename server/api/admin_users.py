@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from adapters.accounts import Role
@@ -31,7 +31,18 @@ class NewKey(BaseModel):
 class Assignment(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    adapter: str | None = Field(description="the adapter this user talks to; null for the base")
+    adapter: str | None = Field(
+        None, description="the adapter this user talks to; null for the base"
+    )
+    experiment: str | None = Field(
+        None, description="or the experiment he takes part in, over what he is assigned"
+    )
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Assignment:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give either adapter or experiment")
+        return self
 
 
 @router.post("/users", status_code=201)
@@ -79,5 +90,12 @@ async def assign(
     user_id: str, assignment: Assignment, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
     """What this user gets when a request names nothing."""
-    await run_in_threadpool(registry.assign, user_id, assignment.adapter, actor=admin.key_id)
-    return {"user": user_id, "adapter": assignment.adapter}
+
+    def change() -> None:
+        if assignment.experiment is None:
+            registry.assign(user_id, assignment.adapter, actor=admin.key_id)
+        else:
+            registry.experiments.enrol(assignment.experiment, users=[user_id], actor=admin.key_id)
+
+    await run_in_threadpool(change)
+    return {"user": user_id, **assignment.model_dump(exclude_unset=True)}

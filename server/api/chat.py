@@ -22,5 +22,5 @@ async def create_chat_completion(
     route = await routes.route(caller, adapter, request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await engine.chat(request, raw_request)
-    response.headers["X-Adapter-Id"] = route.label
+    response.headers.update(route.headers)
     return response

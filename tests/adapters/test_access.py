@@ -7,6 +7,7 @@ import pytest
 from adapters.accounts import Role
 from adapters.errors import AdapterNotFound, GroupNotFound, UserNotFound
 from adapters.registry import AdapterVersion, Registry
+from adapters.versions import Choice
 
 Publish = Callable[..., AdapterVersion]
 
@@ -50,17 +51,17 @@ def test_unknown_and_forbidden_look_the_same(registry: Registry, publish: Publis
 
 def test_assignments(registry: Registry, publish: Publish) -> None:
     registry.accounts.create_user("alice")
-    assert registry.assigned("alice") is None
+    assert registry.assigned("alice") == Choice(None)
     publish(activate=True)
     registry.assign("alice", "concise")
-    made = registry.assigned("alice")
+    made, arm = registry.assigned("alice")
     assert made is not None
-    assert made.ref == "concise@1"
+    assert (made.ref, arm) == ("concise@1", None)
     registry.retire("concise")
     with pytest.raises(AdapterNotFound):  # never the base in its place
         registry.assigned("alice")
     registry.assign("alice", None)
-    assert registry.assigned("alice") is None
+    assert registry.assigned("alice") == Choice(None)
 
 
 def test_only_what_exists_is_granted_owned_or_assigned(
@@ -89,7 +90,7 @@ def test_a_new_user_of_an_old_name_inherits_nothing(registry: Registry, publish:
     registry.accounts.delete_user("alice")
     registry.accounts.create_user("alice")
     assert registry.usable(user_id="alice") == []
-    assert registry.assigned("alice") is None
+    assert registry.assigned("alice") == Choice(None)
 
 
 def test_an_adapter_that_nobody_owns_is_not_anybodys(registry: Registry, publish: Publish) -> None:
@@ -105,7 +106,7 @@ def test_users_that_cannot_be(registry: Registry, publish: Publish, user: str) -
     registry.set_grants("open", everyone=True, users=[])
     assert [v.ref for v in registry.usable(user_id=user)] == ["open@1"]
     assert registry.resolve("open", user_id=user).version == 1
-    assert registry.assigned(user) is None
+    assert registry.assigned(user) == Choice(None)
     with pytest.raises(AdapterNotFound):
         registry.resolve("closed", user_id=user)
     with pytest.raises(UserNotFound):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from adapters.accounts_cli import groups_app, keys_app, quotas_app, users_app
 from adapters.base import POCKET, BaseModelInfo, describe_base
 from adapters.cli import adapters_app, db_app
+from adapters.experiments_cli import experiments_app
 
 Run = Callable[..., Result]
 
@@ -96,6 +97,36 @@ def test_groups_grants_quotas_and_the_log(run: Run, craft: Callable[..., Path]) 
     lines = json.loads(run(adapters_app, "audit", "concise", "--json").output)
     assert [line["action"] for line in lines][-1] == "adapter.publish"
     assert "subject" in run(adapters_app, "audit", "concise").output
+
+
+def test_experiments(run: Run, craft: Callable[..., Path]) -> None:
+    run(adapters_app, "publish", "warm", craft(), "--activate")
+    for user in ("ann", "ben"):
+        run(users_app, "create", user)
+    run(groups_app, "create", "staff")
+    run(groups_app, "add", "staff", "ann")
+    arms = ("--arm", "control=base", "--arm", "warm=warm@1:3")
+    made = json.loads(run(experiments_app, "create", "tone", *arms, "--json").output)
+    assert made["arms"] == [
+        {"name": "control", "adapter": "base", "weight": 1},
+        {"name": "warm", "adapter": "warm@1", "weight": 3},
+    ]
+    for wrong in ("warm", "warm=", "=warm", "warm=warm:x", "warm=warm:-1", "warm=warm@0"):
+        run(experiments_app, "create", "other", *arms[:2], "--arm", wrong, fails=True)
+    run(experiments_app, "enrol", "tone", "--group", "staff")
+    added = json.loads(run(experiments_app, "enrol", "tone", "--everyone", "--json").output)
+    assert added == {"experiment": "tone", "added": 1}
+    run(experiments_app, "start", "tone")
+    assert "warm=warm@1:3" in run(experiments_app, "show", "tone").output
+    run(experiments_app, "arms", "tone", "--arm", "control=base", "--arm", "warm=warm@1:9")
+    run(experiments_app, "stop", "tone")
+    assert json.loads(run(experiments_app, "show", "tone", "--json").output)["users"] == 2
+    run(experiments_app, "conclude", "tone", "--winner", "warm")
+    (row,) = json.loads(run(experiments_app, "list", "--json").output)
+    assert (row["state"], row["winner"]) == ("concluded", "warm")
+    assert "concluded" in run(experiments_app, "list").output
+    run(experiments_app, "delete", "tone")
+    assert "does not exist" in run(experiments_app, "show", "tone", fails=True).stderr
 
 
 def test_collecting_exporting_and_importing(

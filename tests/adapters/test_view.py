@@ -18,9 +18,10 @@ from sqlalchemy import event, text
 
 from adapters import loading, view
 from adapters.accounts import Role
+from adapters.arms import Arm
 from adapters.base import BaseModelInfo
 from adapters.db import now, writing
-from adapters.errors import AdapterError, AdapterNotFound, StoreError
+from adapters.errors import AdapterError, AdapterNotFound, AlreadyExists, StoreError
 from adapters.registry import AdapterVersion, Registry, open_registry
 from adapters.view import NotInMemory, RegistryView
 
@@ -31,6 +32,7 @@ Publish = Callable[..., AdapterVersion]
 ROOT = Path(__file__).resolve().parents[2]
 USERS = ("ann", "bob", "cem", "dee")
 GROUPS = ("red", "blue")
+TRIALS = ("tone", "size")
 ADAPTERS = ("one", "two", "ann/three", "four", "five")
 
 
@@ -51,6 +53,7 @@ class Walk:
         users = self.random.sample(USERS, self.random.randint(0, 3))
         groups = self.random.sample(GROUPS, self.random.randint(0, 2))
         user, group, adapter = pick(USERS), pick(GROUPS), pick(ADAPTERS)
+        trial = pick(TRIALS)
         rarely = self.random.random() < 0.2  # or nothing is left to walk among
         changes: list[tuple[int, str, Callable[[], object]]] = [
             (3, f"create {user}", lambda: r.accounts.create_user(user)),
@@ -66,6 +69,12 @@ class Walk:
             (1, f"roll back {adapter}", lambda: r.rollback(adapter)),
             (1, f"retire {adapter}", lambda: self._retire(adapter, rarely)),
             (3, f"assign {user}", lambda: r.assign(user, pick((adapter, adapter, None)))),
+            (2, f"experiment {trial}", lambda: self._experiment(trial, adapter)),
+            (3, f"enrol {users} in {trial}", lambda: r.experiments.enrol(trial, users=users)),
+            (3, f"start {trial}", lambda: r.experiments.start(trial)),
+            (1, f"stop {trial}", lambda: r.experiments.stop(trial)),
+            (1, f"conclude {trial}", lambda: r.experiments.conclude(trial, pick((None, "a", "b")))),
+            (1, f"delete {trial}", lambda: r.experiments.delete(trial)),
             (
                 4,
                 f"grant {adapter} to {users} {groups} {rarely}",
@@ -86,6 +95,18 @@ class Walk:
         )
         made = self.registry.accounts.create_key(role, who, expires)
         self.keys.append(made)
+
+    def _experiment(self, trial: str, adapter: str) -> None:
+        """Made, or, where it is there, with other weights or (a draft) other arms."""
+        other = self.random.choice(("base", f"{adapter}@{self.random.randint(1, 4)}"))
+        arms = [
+            Arm.of("a", adapter, self.random.randint(0, 3)),
+            Arm.of("b", other, self.random.randint(1, 3)),
+        ]
+        try:
+            self.registry.experiments.create(trial, arms)
+        except AlreadyExists:
+            self.registry.experiments.set_arms(trial, arms)
 
     def _retire(self, adapter: str, rarely: bool) -> None:
         if rarely:
@@ -206,7 +227,7 @@ def test_answers_need_no_query(registry: Registry, publish: Publish) -> None:
         assert caller is not None
         assert seen.resolve("concise", user_id=caller.user_id) == made
         assert seen.resolve("concise", 1, user_id="ann") == made
-        assert seen.assigned("ann") == made
+        assert seen.assigned("ann") == (made, None)
         assert seen.usable(user_id="ann") == [made]
         for name in ("nothing", "concise"):
             with pytest.raises(AdapterNotFound):

@@ -38,13 +38,13 @@ def client(registry: Registry) -> Iterator[TestClient]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
         from server import dependencies, errors
-        from server.api import admin_adapters, admin_groups, admin_users
+        from server.api import admin_adapters, admin_experiments, admin_groups, admin_users
 
     app = FastAPI()
     errors.install(app)
     app.state.registry = registry
     app.dependency_overrides[dependencies._admin] = lambda: Caller(Role.ADMIN, None, "root")
-    for routes in (admin_adapters, admin_users, admin_groups):
+    for routes in (admin_adapters, admin_experiments, admin_users, admin_groups):
         app.include_router(routes.router)
     with TestClient(app, base_url="http://test/admin") as talking:
         yield talking
@@ -154,3 +154,37 @@ def test_lists_in_pages(client: TestClient, registry: Registry) -> None:
     adapters = client.get("/adapters", params={"limit": 1}).json()
     assert [adapter["adapter"] for adapter in adapters["data"]] == ["alice/concise"]
     assert client.get("/adapters", params={"after": "alice/concise"}).json()["data"] == []
+
+
+def test_experiments(client: TestClient, registry: Registry) -> None:
+    registry.activate("alice/concise", 1)
+    arms: list[dict[str, Any]] = [
+        {"name": "control", "adapter": "base"},
+        {"name": "concise", "adapter": "alice/concise@3", "weight": 3},
+    ]
+    made = client.post("/experiments", json={"id": "tone", "arms": arms})
+    assert (made.status_code, made.json()["state"]) == (201, "draft")
+    assert made.json()["arms"][1] == arms[1]
+    again = client.post("/experiments", json={"id": "tone", "arms": arms})
+    assert refused(again, 409, "already_exists")
+    assert refused(client.get("/experiments/size"), 404, "experiment_not_found")
+    assigned = client.put("/users/bob/assignment", json={"experiment": "tone"})
+    assert assigned.json() == {"user": "bob", "experiment": "tone"}
+    for body in ({}, {"adapter": None, "experiment": "tone"}):
+        assert refused(client.put("/users/bob/assignment", json=body), 400, "invalid_request")
+    assert client.post("/experiments/tone/users", json={"everyone": True}).json()["added"] == 1
+    assert client.post("/experiments/tone/start").json()["state"] == "running"
+    assert registry.assigned("bob").arm in {"tone/control", "tone/concise"}
+    heavier = [{**arm, "weight": 5} for arm in arms]
+    changed = client.put("/experiments/tone/arms", json={"arms": heavier}).json()
+    assert [arm["weight"] for arm in changed["arms"]] == [5, 5]
+    assert refused(client.delete("/experiments/tone"), 409, "conflict")
+    assert client.post("/experiments/tone/stop").json()["state"] == "stopped"
+    wrong = client.post("/experiments/tone/conclude", json={"winner": "warm"})
+    assert refused(wrong, 400, "invalid_name")
+    ended = client.post("/experiments/tone/conclude", json={"winner": "concise"}).json()
+    assert (ended["state"], ended["winner"]) == ("concluded", "concise")
+    assert [one["id"] for one in client.get("/experiments").json()["data"]] == ["tone"]
+    assert client.get("/experiments/tone").json()["users"] == 2
+    assert client.delete("/experiments/tone").status_code == 204
+    assert client.get("/users").json()["data"][1]["experiment"] is None
