@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup bench-training bench-registry bench-cpu-lora soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -44,6 +44,9 @@ bench-startup: setup ## seconds to ready against vLLM's own server, both in one 
 
 bench-training: setup ## training against TRL: pairs a second, memory, many users (ARGS="--parts step")
 	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 python -m benchmarks.training $(ARGS)
+
+bench-forgetting: setup ## what learning a preference costs in knowledge: a grid, goes on where it was (DATA=the data folder)
+	HF_HUB_OFFLINE=1 python -m benchmarks.forgetting runs/forgetting --data $(DATA) $(ARGS)
 
 bench-registry: setup ## resolving, memory and publishing with 10,000 users and 10,000 adapters
 	HF_HUB_OFFLINE=1 python -m benchmarks.registry $(ARGS)
