@@ -92,27 +92,22 @@ def matched(found: Sequence[Course]) -> Iterator[str]:
     yield from _head("method", *(f"at {accuracy:.0%}" for accuracy in ACCURACIES))
     rival = {_whose(course): course for course in found if course[-1].method == DPO.name}
     for name, of in _by_method(found).items():
-        cells = []
-        for accuracy in ACCURACIES:
-            pairs = [
-                (theirs, ours)
-                for course in of
-                if (theirs := facts_at(rival[_whose(course)], accuracy))
-                and (ours := facts_at(course, accuracy))
-            ]
-            cells.append(_difference(pairs, len(of)))
-        yield _row(name, *cells)
+        pairs = [(rival[_whose(course)], course) for course in of]
+        yield _row(name, *(_at_equal(pairs, accuracy) for accuracy in ACCURACIES))
 
 
 def anchors(found: Sequence[Course]) -> Iterator[str]:
-    """Each anchor at the last step, less hinge λ 0.02 in the same taste and seed."""
-    yield from _head("method", "preference", "exact", "facts kept", "n runs")
-    rivals = {_whose(course): course[-1] for course in found if course[-1].method == DEFAULT.name}
+    """Each anchor less hinge λ 0.02 of the same taste and seed: at equal preference, at the end."""
+    yield from _head(
+        "method", "facts at 90% preference", "last step: preference", "exact", "facts", "n runs"
+    )
+    rivals = {_whose(course): course for course in found if course[-1].method == DEFAULT.name}
     for name, of in _by_method(found).items():
-        pairs = [(rivals[_whose(c)], c[-1]) for c in of if _whose(c) in rivals]
+        pairs = [(rivals[_whose(course)], course) for course in of if _whose(course) in rivals]
         if pairs and name.startswith("BAPO") and name != DEFAULT.name:
-            cells = [_change(pairs, figure) for figure in ("preference", "style", "facts")]
-            yield _row(name, *cells, str(len(pairs)))
+            last = [(theirs[-1], ours[-1]) for theirs, ours in pairs]
+            cells = [_change(last, figure) for figure in ("preference", "style", "facts")]
+            yield _row(name, _at_equal(pairs, ACCURACIES[-1]), *cells, str(len(pairs)))
 
 
 def chosen(found: Sequence[Course]) -> Iterator[str]:
@@ -216,13 +211,13 @@ def _estimate(points: Sequence[Point], name: str) -> str:
     items are resampled, an item of several runs whole. Facts are everybody's, pairs a taste's own.
     """
     outcomes = {
-        (None if name == "facts" else p.taste, p.method, p.seed, place): outcome
+        (p.taste, p.method, p.seed, place): outcome
         for p in points
         for place, outcome in enumerate(getattr(p.test, name))
     }
     if not outcomes:
         return "–"
-    items = [(whose, place) for whose, _, _, place in outcomes]
+    items = [(None if name == "facts" else whose, place) for whose, _, _, place in outcomes]
     if len(set(items)) == len(items) or len(set(outcomes.values())) == 1:
         known = dict(zip(items, outcomes.values(), strict=True))
         rates = Proportion.of(known.values())
@@ -245,17 +240,22 @@ def _change(pairs: Sequence[tuple[Point, Point]], name: str) -> str:
     return f"{100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}], p {c.p_value:.2g}"
 
 
-def _difference(pairs: Sequence[tuple[list[float], list[float]]], runs: int) -> str:
-    if not pairs:
-        return f"– (0 of {runs})"
-    theirs, ours = (list(chain(*side)) for side in zip(*pairs, strict=True))
-    items = [place for before, _ in pairs for place in range(len(before))]
-    kept = rate(ours)
-    if theirs == ours:
-        return f"{kept:.1%} ({len(pairs)} of {runs})"
-    c = paired_means(theirs, ours, items)
+def _at_equal(pairs: Sequence[tuple[Course, Course]], accuracy: float) -> str:
+    """Facts that the second of two runs keeps at that preference accuracy, and how many more."""
+    both = [
+        (before, after)
+        for theirs, ours in pairs
+        if (before := facts_at(theirs, accuracy)) and (after := facts_at(ours, accuracy))
+    ]
+    reached = f"{len(both)} of {len(pairs)}"
+    if not both:
+        return f"– ({reached})"
+    before, after = (list(chain(*side)) for side in zip(*both, strict=True))
+    if before == after:
+        return f"{rate(after):.1%} ({reached})"
+    c = paired_means(before, after, [place for facts, _ in both for place in range(len(facts))])
     change = f"{100 * c.difference:+.1f} [{100 * c.low:+.1f}, {100 * c.high:+.1f}]"
-    return f"{kept:.1%}, {change} ({len(pairs)} of {runs})"
+    return f"{rate(after):.1%}, {change} ({reached})"
 
 
 def _percent(value: float, low: float, high: float) -> str:

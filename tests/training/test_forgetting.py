@@ -19,17 +19,19 @@ from benchmarks.forgetting_analysis import (
 )
 from benchmarks.forgetting_data import small_world
 from benchmarks.forgetting_grid import BASE, DPO, Run, grid, method
+from benchmarks.forgetting_report import report
 from benchmarks.forgetting_run import Bench, packed, train_and_measure, unpacked
 from training.cache import JsonlCache
 from training.model import load_base
 
 DEFAULT = method("BAPO", "as it comes")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     world = small_world()
-    questions = {side: asked[:120] for side, asked in world.questions.items()}
+    questions = {side: asked[:80] for side, asked in world.questions.items()}
     work = tmp_path_factory.mktemp("forgetting")
     return Bench(load_base(POCKET, cpu=True), replace(world, questions=questions), work, (32, 64))
 
@@ -54,13 +56,21 @@ def test_at_equal_preference_accuracy_bapo_keeps_more_facts_than_dpo(bench: Benc
 
 
 def test_a_run_is_the_same_whether_it_is_looked_at_or_not(bench: Bench) -> None:
-    run = Run("playful", DEFAULT)
+    run = Run("pirate", DEFAULT)
     questions = {side: asked[:8] for side, asked in bench.world.questions.items()}
     quick = replace(bench, world=replace(bench.world, questions=questions))
-    often = train_and_measure(replace(quick, steps=(2, 4, 6)), run)
+    often = train_and_measure(replace(quick, steps=(3, 6)), run)
     once = train_and_measure(replace(quick, steps=(6,)), run)
     assert often["points"][-1] == once["points"][0]
     assert often["points"][0]["test"]["pairs"] != once["points"][0]["test"]["pairs"]
+
+
+def test_the_page_has_the_tables_of_the_committed_runs() -> None:
+    page = (ROOT / "docs" / "forgetting.md").read_text(encoding="utf-8").splitlines()
+    tables = report(read_runs(ROOT / "benchmarks" / "results" / "forgetting.jsonl"))
+    for title, lines in tables.items():
+        assert len(lines) > 2, title
+        assert [line for line in lines if line not in page] == []
 
 
 def test_a_grid_goes_on_where_it_was(tmp_path: Path) -> None:
