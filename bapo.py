@@ -18,7 +18,7 @@ from typer.main import get_command
 
 # verb → (module, object in it, one line of help). A module is imported when its verb is called.
 VERBS: dict[str, tuple[str, str, str]] = {
-    "serve": ("server.cli", "serve", "Serve one base model with every user's adapter."),
+    "serve": ("server.cli", "serve_app", "Serve one base model with every user's adapter."),
     "train": ("training.cli", "train", "Learn one adapter from preference pairs with BAPO."),
     "fleet": ("training.fleet_cli", "fleet", "Many users' adapters in one process."),
     "eval": ("training.cli", "evaluate", "Is an adapter good, and what did it forget?"),

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,16 +101,21 @@ def free_port(wanted: int) -> int:
 
 @contextlib.contextmanager
 def serving(
-    work: Path, console: Console, port: int = 8000, settings: Mapping[str, str] | None = None
+    work: Path,
+    console: Console,
+    port: int = 8000,
+    settings: Mapping[str, str] | None = None,
+    flags: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Start `bapo serve` with a data folder in `work`, wait until it is ready, stop it at the end.
 
-    `settings` are further `BAPO_*` variables. The server's output goes to `work/server.log`.
+    `settings` are further `BAPO_*` variables, `flags` further words of the command. The server's
+    output goes to `work/server.log`.
     """
     port = free_port(port)
     admin_key = f"demo-{secrets.token_urlsafe(24)}"
     environment = {**os.environ, "BAPO_ADMIN_KEY": admin_key, **(settings or {})}
-    command = [sys.executable, "-m", "bapo", "serve", "--port", str(port)]
+    command = [sys.executable, "-m", "bapo", "serve", "--port", str(port), *flags]
     log = work / "server.log"
     with log.open("wb") as output:
         # A session of its own: Ctrl-C is for the demo, which then stops the server in order.

@@ -42,7 +42,8 @@ class Respondent(Protocol):
     async def base_answers(self, question: str, samples: int = 0) -> list[Answer]:
         """How the base begins to answer, token ids: greedily, or so many times by chance.
 
-        Computed anew, nothing of it from a cache. Raises EngineUnavailable, EngineRefusal.
+        Greedily, one from each of several engines. Computed anew, nothing of it from a cache.
+        Raises EngineUnavailable, EngineRefusal.
         """
 
     async def memory_is_sound(self) -> bool:
@@ -108,8 +109,8 @@ class Canary:
         for _ in range(TRIES):
             try:
                 for question, known in self._known.items():
-                    (answer,) = await engine.base_answers(question)
-                    if answer[: len(known)] != known:
+                    answers = await engine.base_answers(question)
+                    if any(answer[: len(known)] != known for answer in answers):
                         log.warning("canary_doubts", question=question)
                         break
                 else:

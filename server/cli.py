@@ -1,7 +1,8 @@
 """The verb `bapo serve`: from the command line to a listening server.
 
 Owns everything that must be right before the engine is started: settings, the port, the data
-folder, the base model's folder, the first admin key. Each failure is one sentence and exit 1.
+folder, the base model's folder, vLLM's options, the first admin key. Each failure is one sentence
+and exit 1.
 """
 
 from __future__ import annotations
@@ -10,19 +11,58 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from adapters.registry import Registry
 
 POCKET_HELP = "a model folder or Hub name (default: the pocket model that comes along)"
+VLLM_PREFIX = "--vllm."
 
 
+class WithVllmOptions(TyperCommand):
+    """Takes `--vllm.NAME [VALUE…]` out of the command line, as only vLLM knows what there is."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.obj, rest = vllm_options(args)
+        return super().parse_args(ctx, rest)
+
+
+def vllm_options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What is given as `--vllm.NAME=VALUE` or `--vllm.NAME VALUE…`, and the words that are left.
+
+    A name without a value is True, one with several a list; values end at the next word in `--`.
+    """
+    options: dict[str, Any] = {}
+    rest: list[str] = []
+    left = deque(words)
+    while left:
+        word = left.popleft()
+        if not word.startswith(VLLM_PREFIX):
+            rest.append(word)
+            continue
+        name, given, value = word.removeprefix(VLLM_PREFIX).partition("=")
+        values = [value] if given else []
+        while not given and left and not left[0].startswith("--"):
+            values.append(left.popleft())
+        one = values[0] if values else True
+        options[name.replace("-", "_")] = values if len(values) > 1 else one
+    return options, rest
+
+
+serve_app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+
+@serve_app.command("serve", cls=WithVllmOptions)
 def serve(
+    ctx: typer.Context,
     model: Annotated[str | None, typer.Argument(help=POCKET_HELP)] = None,
     host: Annotated[str | None, typer.Option(help="address to listen on [127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="port; 0 picks a free one [8000]")] = None,
@@ -35,12 +75,20 @@ def serve(
     max_loras: Annotated[int | None, typer.Option(help="adapters in one batch [8]")] = None,
     max_lora_rank: Annotated[int | None, typer.Option(help="largest rank served [16]")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="longest context, tokens")] = None,
+    insecure_no_auth: Annotated[
+        bool, typer.Option("--insecure-no-auth", help="no keys; on a loopback address only")
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings")] = None,
 ) -> None:
     """Serve one base model with every user's adapter, OpenAI-compatible.
 
     Settings come from BAPO_* variables, then --config, then these flags, the later the stronger;
-    `server/settings.py` lists them all, and `vllm:` in the file passes vLLM's own options through.
+    `docs/settings.md` lists them all.
+
+    vLLM's own options follow MODEL as `--vllm.NAME VALUE`, or stand under `vllm:` in the file:
+    `bapo serve MODEL --vllm.tensor-parallel-size 2 --vllm.quantization fp8
+    --vllm.enable-auto-tool-choice --vllm.tool-call-parser hermes`.
+    They are those of vLLM's `vllm serve`, with the same values.
 
     The first start prints an admin key, once. With it, upload adapters and create users:
     `bapo adapters publish --help`, `bapo users --help`.
@@ -57,6 +105,8 @@ def serve(
         "max_loras": max_loras,
         "max_lora_rank": max_lora_rank,
         "max_model_len": max_model_len,
+        "insecure_no_auth": insecure_no_auth or None,
+        "vllm": ctx.obj or None,
     }
     run(config, flags)
 
@@ -72,6 +122,8 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     try:
         settings = load_settings(config, **flags)
         listening = bind(settings.host, settings.port)
+        if settings.insecure_no_auth:
+            check_loopback(listening)
         base = describe_base(local_folder(settings.model), name=settings.base_name)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         registry = open_registry(
@@ -89,7 +141,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
 
     if library := warm.missing_library():
         fail(f"vLLM's CPU build needs {library}: install it (Debian, Ubuntu: apt install libnuma1)")
-    if settings.admin_key is None:
+    if settings.admin_key is None and not settings.insecure_no_auth:
         show_first_admin_key(registry)
     host, port = listening.getsockname()[:2]
     print(f"starting {settings.base_name} on http://{host}:{port} …", file=sys.stderr, flush=True)
@@ -97,8 +149,13 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     if settings.otlp_endpoint:
         environment.trace_over_http()
     warm.begin()
+    from server.engine.options import WrongOption, parse_options
     from server.run import serve_until_stopped
 
+    try:
+        parse_options(settings)
+    except WrongOption as error:
+        fail(f"--vllm options: {error}")
     raise typer.Exit(serve_until_stopped(settings, registry, base, listening))
 
 
@@ -133,6 +190,16 @@ def bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({reason}): stop what uses it or choose another --port"
         ) from error
     return listening
+
+
+def check_loopback(listening: socket.socket) -> None:
+    """Raise OSError where others than this machine's own users could connect."""
+    address = listening.getsockname()[0]
+    if not ip_address(address).is_loopback:
+        listening.close()
+        raise OSError(
+            f"--insecure-no-auth on {address} lets anybody in: listen on 127.0.0.1, or use keys"
+        )
 
 
 def local_folder(model: str) -> Path:

@@ -26,18 +26,24 @@ MEBIBYTE = 1024 * 1024
 OURS = frozenset(
     {
         *("model", "served_model_name", "dtype", "max_model_len"),
-        *(
-            "otlp_traces_endpoint",
-            "enable_lora",
-            "max_loras",
-            "max_lora_rank",
-            "max_cpu_loras",
-            "worker_extension_cls",
-        ),
+        *("enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "worker_extension_cls"),
+        *("lora_modules", "default_mm_loras"),
+        "otlp_traces_endpoint",
     }
 )
 """Options of vLLM's that the server sets by itself, or by a setting of the same name. Given behind
-its back, it would admit more adapters than there are slots, or forget what it has loaded."""
+its back, it would admit more adapters than there are slots, forget what it has loaded, or answer
+with an adapter that nobody may ask for."""
+
+OF_ITS_SERVER = frozenset(
+    {
+        *("host", "port", "uds", "root_path", "middleware", "config", "headless", "grpc"),
+        *("grpc_port", "api_key", "api_server_count", "allow_credentials", "allowed_origins"),
+        *("allowed_methods", "allowed_headers", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs"),
+        *("ssl_cert_reqs", "ssl_ciphers", "enable_ssl_refresh", "uvicorn_log_level"),
+    }
+)
+"""Options of vLLM's own web server, which does not run here: taking them would be a lie."""
 
 
 class Settings(BaseSettings):
@@ -110,6 +116,9 @@ class Settings(BaseSettings):
         pattern=r"^rediss?://",
         description="where several servers count minutes together, redis://host:port/0",
     )
+    insecure_no_auth: bool = Field(
+        False, description="take every request for an administrator's; on a loopback address only"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="compute type; auto is the model's, or float32 on CPUs without bf16"
     )
@@ -139,6 +148,20 @@ class Settings(BaseSettings):
     max_body_mebibytes: int = Field(
         8, ge=1, description="largest request body besides uploads, MiB"
     )
+    max_header_kibibytes: int = Field(
+        32, ge=4, le=1024, description="longest request line and headers together, KiB"
+    )
+    max_sequences: int = Field(
+        128, ge=1, description="answers that one request may ask for: its prompts times `n`"
+    )
+    max_answer_tokens: int | None = Field(
+        None, ge=1, description="longest answer, tokens (default: what the context has room for)"
+    )
+    max_tools: int = Field(128, ge=0, description="tools in one request")
+    max_logit_bias: int = Field(1024, ge=0, description="entries of `logit_bias` in one request")
+    max_stops: int = Field(
+        64, ge=0, description="stop sequences, stop token ids or bad words (vLLM: 4 sequences)"
+    )
     drain_seconds: int = Field(20, ge=0, description="how long running answers may finish at stop")
     vllm: dict[str, Any] = Field(
         default_factory=dict, description="further vLLM engine arguments, by vLLM's own names"
@@ -155,9 +178,11 @@ class Settings(BaseSettings):
     @field_validator("vllm")
     @classmethod
     def _leaves_ours_alone(cls, options: dict[str, Any]) -> dict[str, Any]:
-        names = {name.replace("-", "_") for name in options}
-        if taken := sorted(names & OURS):
+        options = {name.replace("-", "_"): value for name, value in options.items()}
+        if taken := sorted(options.keys() & OURS):
             raise ValueError(f"{', '.join(taken)} is the server's own setting, not one of vLLM's")
+        if idle := sorted(options.keys() & OF_ITS_SERVER):
+            raise ValueError(f"{', '.join(idle)} is for vLLM's own web server, which is not used")
         return options
 
     @property
@@ -186,6 +211,10 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return self.max_upload_mebibytes * MEBIBYTE
+
+    @property
+    def max_header_bytes(self) -> int:
+        return self.max_header_kibibytes * 1024
 
     @property
     def max_body_bytes(self) -> int:

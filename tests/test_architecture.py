@@ -45,6 +45,7 @@ def test_only_these_know_vllm() -> None:
     files = [f for room in ROOMS for f in files_of(room)]
     assert {str(f.relative_to(ROOT)) for f in files if "vllm" in imported(f)} == {
         "server/engine/vllm.py",
+        "server/engine/options.py",
         "server/engine/cpu_lora.py",
         "server/engine/cpu_punica.py",
         "server/engine/sequences.py",

@@ -1,7 +1,7 @@
 """The environment variables under which vLLM runs here, set before anything imports vLLM.
 
 Owns nothing else: what the engine is told through arguments is `vllm.py`'s. Variables that the
-operator has set stay as they are, except the two that would open doors.
+operator has set stay as they are, except those that would open doors.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ DEFAULTS = {
 }
 
 # Adapters arrive through the admin API only: with runtime updating vLLM would load from any path
-# a client names, and would keep a lock for ever for each unknown name.
-FORCED = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0", "VLLM_SERVER_DEV_MODE": "0"}
+# a client names, and would keep a lock for ever for each unknown name. Its store of responses is
+# one for all tenants, and never emptied.
+FORCED = {
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_SERVER_DEV_MODE": "0",
+    "VLLM_ENABLE_RESPONSES_API_STORE": "0",
+}
 
 # The entry point of `cpu_lora.py`: without it, base requests on a CPU get others' adapters.
 CORRECTION = "bapo_cpu_lora"

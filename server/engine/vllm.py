@@ -1,6 +1,6 @@
 """The one module that knows vLLM's serving layer: it starts the engine and calls its handlers.
 
-Owns the engine arguments, the engine's life, adapters inside it, and the translation of vLLM's
+Owns the engine's life, adapters inside it, and the translation of vLLM's
 errors into ours. Which adapter a request gets, and who asks, is decided before it comes here.
 Invariant: a request reaches vLLM only with a `model` and a `cache_salt` that the server set.
 Written against vLLM 0.32, which is pinned; re-read it at every upgrade.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import structlog
-import torch
 import vllm.v1.engine.async_llm as async_llm
 import vllm.v1.engine.utils as engine_processes
 from fastapi import Request
@@ -25,27 +24,50 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.anthropic.api_router import count_tokens, create_messages
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicCountTokensResponse,
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+)
 from vllm.entrypoints.openai.completion.api_router import create_completion
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
+from vllm.entrypoints.openai.responses.api_router import create_responses
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.inputs import TextPrompt
 from vllm.lora.request import LoRARequest
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine import sequences, warm
+from server.engine.options import parse_options
 from server.errors import EngineRefusal, EngineUnavailable
 from server.meter import CLIENT_CLOSED, current
-from server.settings import MEBIBYTE, Settings
+from server.settings import Settings
 
-__all__ = ["STEERING_HEADERS", "ChatCompletionRequest", "CompletionRequest", "Engine"]
+__all__ = [
+    "STEERING_HEADERS",
+    "AnthropicCountTokensRequest",
+    "AnthropicCountTokensResponse",
+    "AnthropicMessagesRequest",
+    "AnthropicMessagesResponse",
+    "ChatCompletionRequest",
+    "ChatCompletionResponse",
+    "CompletionRequest",
+    "CompletionResponse",
+    "Engine",
+    "ResponsesRequest",
+    "ResponsesResponse",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -53,55 +75,24 @@ T = TypeVar("T")
 
 # Request headers by which a client could steer vLLM's scheduling; the server takes them out.
 STEERING_HEADERS = frozenset({b"x-data-parallel-rank", b"x-session-id", b"x-vllm-priority"})
-MANY = 1_000_000
-"""vLLM's own bound on loaded adapters counts them; the pool's counts bytes, and is the one."""
+STEERING_FIELDS: dict[str, Any] = {
+    "priority": 0,
+    "kv_transfer_params": None,
+    "ec_transfer_params": None,
+    "session_id": None,
+    "vllm_xargs": None,
+}
+"""What a body could say to the scheduler, other engines or vLLM's plug-ins; and says instead."""
 STAGING_POLLS = (0.002, 0.05)
 """Seconds between two questions whether an adapter has been read: at first, and at most."""
 WATCH_SECONDS = 0.5
 """Between two looks whether the engine that is to answer is still alive."""
 CANARY_TOKENS, CANARY_TEMPERATURE = 4, 0.3
+STOPPED = "the engine has stopped; it will be back, try again"
 
 
 class Handler(Protocol):
     def __call__(self, request: Any, raw_request: Request) -> Awaitable[Response | None]: ...
-
-
-def compute_dtype(requested: str) -> str:
-    """`auto` becomes float32 on CPUs that only emulate bf16: there it is two orders slower."""
-    if requested == "auto" and current_platform.is_cpu():
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "auto" if native else "float32"
-    return requested
-
-
-def engine_arguments(settings: Settings) -> list[str]:
-    """The command line that would start vLLM's own server with these settings."""
-    arguments = {
-        "model": settings.model,
-        "served_model_name": settings.base_name,
-        "dtype": compute_dtype(settings.dtype),
-        "enable_lora": True,
-        "max_loras": settings.max_loras,
-        "max_cpu_loras": MANY,
-        "worker_extension_cls": "server.engine.worker.AdapterStaging",
-        "max_lora_rank": settings.max_lora_rank,
-        "max_model_len": settings.max_model_len,
-        "otlp_traces_endpoint": settings.otlp_endpoint,
-    }
-    if current_platform.is_cpu():
-        arguments["distributed_executor_backend"] = "uni"
-        arguments["kv_cache_memory_bytes"] = settings.kv_cache_mebibytes * MEBIBYTE
-    arguments |= {name.replace("-", "_"): value for name, value in settings.vllm.items()}
-    words: list[str] = []
-    for name, value in arguments.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is False:
-            words.append(flag.replace("--", "--no-", 1))
-        elif value is not None:
-            words += [flag, value if isinstance(value, str) else json.dumps(value)]
-    return words
 
 
 class Engine:
@@ -119,15 +110,15 @@ class Engine:
 
         Takes tens of seconds; the event loop stays free meanwhile. Raises whatever vLLM raises.
         """
-        parser = make_arg_parser(FlexibleArgumentParser())
-        args = parser.parse_args(engine_arguments(settings))
-        validate_parsed_serve_args(args)
+        args = parse_options(settings)
         if warm.applies() and not args.numa_bind:  # binding needs a process started by numactl
             engine_processes.get_mp_context = warm.Context
         async_llm.OutputProcessor = sequences.CountedOutputs
         config = await asyncio.to_thread(AsyncEngineArgs.from_cli_args(args).create_engine_config)
         async with AsyncExitStack() as undo:
-            llm = await asyncio.to_thread(AsyncLLM.from_vllm_config, config)
+            llm = await asyncio.to_thread(
+                AsyncLLM.from_vllm_config, config, disable_log_stats=args.disable_log_stats
+            )
             undo.callback(llm.shutdown)
             _without_names_in_labels(llm)
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
@@ -153,26 +144,33 @@ class Engine:
     async def base_answers(self, question: str, samples: int = 0) -> list[tuple[int, ...]]:
         """How the base begins to answer, token ids: greedily, or so many times by chance.
 
-        Nothing of it comes from a cache. Raises EngineUnavailable, EngineRefusal.
+        Nothing of it comes from a cache. Where several engines run side by side, each of them
+        answers greedily. Raises EngineUnavailable, EngineRefusal.
         """
         tokenizer = self._llm.get_tokenizer()
         text = question  # as it is for a model that has never heard of chats
         if getattr(tokenizer, "chat_template", None):
             turn = [{"role": "user", "content": question}]
             text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        prompt = TextPrompt(prompt=text, cache_salt=secrets.token_hex(16))
         params = SamplingParams(
             n=max(1, samples),
             temperature=CANARY_TEMPERATURE if samples else 0.0,
             max_tokens=CANARY_TOKENS,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        name = f"canary-{secrets.token_hex(8)}"
+        engines = len(self._llm.engine_core.core_engines)
+        asked = range(engines) if engines > 1 and not samples else [None]
 
         async def answers() -> list[tuple[int, ...]]:
-            async for output in self._llm.generate(prompt, params, name):
-                return [tuple(one.token_ids) for one in output.outputs]
-            return []
+            found: list[tuple[int, ...]] = []
+            for engine in asked:
+                prompt = TextPrompt(prompt=text, cache_salt=secrets.token_hex(16))
+                name = f"canary-{secrets.token_hex(8)}"
+                async for output in self._llm.generate(
+                    prompt, params, name, data_parallel_rank=engine
+                ):
+                    found += [tuple(one.token_ids) for one in output.outputs]
+            return found
 
         return await self._guarded(lambda: self._while_alive(answers()))
 
@@ -226,23 +224,39 @@ class Engine:
     async def complete(self, request: CompletionRequest, raw_request: Request) -> Response:
         return await self._call(create_completion, request, raw_request)
 
+    async def respond(self, request: ResponsesRequest, raw_request: Request) -> Response:
+        return await self._call(create_responses, request, raw_request)
+
+    async def message(self, request: AnthropicMessagesRequest, raw_request: Request) -> Response:
+        return await self._call(create_messages, request, raw_request)
+
+    async def count(self, request: AnthropicCountTokensRequest, raw_request: Request) -> Response:
+        return await self._call(count_tokens, request, raw_request)
+
     async def _call(self, handler: Handler, request: Any, raw_request: Request) -> Response:
-        request.priority = 0
-        request.kv_transfer_params = None
+        for name in STEERING_FIELDS.keys() & type(request).model_fields.keys():
+            setattr(request, name, STEERING_FIELDS[name])
         response = await self._guarded(lambda: handler(request, raw_request))
         current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
         if response is None:
             return Response(status_code=CLIENT_CLOSED)
         if isinstance(response, JSONResponse) and response.status_code >= 400:
+            if not self.alive:
+                raise EngineUnavailable(STOPPED)
             error = json.loads(bytes(response.body))["error"]
             raise _refusal(error["message"], response.status_code, error.get("param"))
         return response
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of `worker.AdapterStaging`; one answer from each worker."""
-        return await self._guarded(
-            lambda: self._while_alive(self._llm.collective_rpc(method, args=args))
+        """Call a method of `worker.AdapterStaging`; an answer from each worker of each engine.
+
+        vLLM's own `collective_rpc` calls them all, too, but tells what the first engine answered.
+        """
+        ask = self._llm.engine_core.call_utility_all_async
+        answers = await self._guarded(
+            lambda: self._while_alive(ask("collective_rpc", method, None, args, None))
         )
+        return [answer for engine in answers for answer in engine]
 
     async def _while_alive(self, call: Awaitable[T]) -> T:
         """The call's result; vLLM leaves calls to an engine that died unanswered for ever."""
@@ -261,7 +275,7 @@ class Engine:
         try:
             return await call()
         except EngineDeadError as error:
-            raise EngineUnavailable("the engine has stopped; it will be back, try again") from error
+            raise EngineUnavailable(STOPPED) from error
         except Exception as error:
             answer = create_error_response(error).error
             if answer.code >= 500:

@@ -82,6 +82,18 @@ def test_an_unknown_setting_in_the_file(tmp_path: Path) -> None:
     assert_one_sentence(serve("--config", "server.yaml", cwd=tmp_path), "modle")
 
 
+def test_without_keys_only_on_loopback(tmp_path: Path) -> None:
+    done = serve("--insecure-no-auth", "--host", "0.0.0.0", "--port", "0", cwd=tmp_path)
+    assert_one_sentence(done, "--insecure-no-auth", "127.0.0.1")
+
+
+def test_an_option_that_vllm_does_not_have(tmp_path: Path) -> None:
+    done = serve("--port", "0", "--vllm.tensor-paralel-size", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "did you mean tensor-parallel-size?" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def first_lines(cwd: Path, count: int) -> list[str]:
     """The first lines that a starting server prints; it is stopped then."""
     environment = {**os.environ, "BAPO_DATA_DIR": str(cwd / "data")}

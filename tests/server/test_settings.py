@@ -42,4 +42,17 @@ def test_unknown_names_are_errors(tmp_path: Path) -> None:
 def test_what_is_the_servers_own_is_not_given_behind_its_back(name: str) -> None:
     with pytest.raises(ValidationError, match="the server's own setting"):
         Settings(vllm={name: 4})
-    assert Settings(vllm={"gpu-memory-utilization": 0.8}).vllm
+    assert Settings(vllm={"gpu-memory-utilization": 0.8}).vllm == {"gpu_memory_utilization": 0.8}
+
+
+@pytest.mark.parametrize("name", ["api-key", "port", "ssl_keyfile", "middleware"])
+def test_options_of_the_web_server_that_does_not_run(name: str) -> None:
+    with pytest.raises(ValidationError, match="which is not used"):
+        Settings(vllm={name: "x"})
+
+
+def test_vllm_options_of_flags_join_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("vllm:\n  max-num-seqs: 4\n  seed: 1\n")
+    settings = load_settings(file, vllm={"max_num_seqs": "8"})
+    assert settings.vllm == {"max_num_seqs": "8", "seed": 1}
