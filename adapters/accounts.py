@@ -11,8 +11,9 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
@@ -36,6 +37,7 @@ from adapters.rows import user_row
 
 PREFIX = "bapo"
 LONGEST_KEY = 128
+MAX_DAYS = 36_500.0
 _KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -127,6 +129,18 @@ class Accounts:
             )
             log(session, actor, "key.create", key_id, role=role, user=user_id)
         return key_id, text
+
+    def create_key_for(
+        self, role: Role, user_id: str | None, days: float | None, *, actor: str = "local"
+    ) -> dict[str, Any]:
+        """A new key as it is shown, this once: valid for so many days, or until it is revoked.
+
+        Raises what `create_key` raises.
+        """
+        expires = None if days is None else now() + timedelta(days=days)
+        key_id, secret = self.create_key(role, user_id, expires, actor=actor)
+        shown = expires and expires.isoformat()
+        return {"id": key_id, "key": secret, "role": role, "expires": shown}
 
     def verify_key(self, text: str) -> Caller | None:
         """Who the key speaks for; None when it is unknown, wrong or expired."""

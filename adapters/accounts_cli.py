@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adapters.accounts import Role
+from adapters.accounts import MAX_DAYS, Role
 from adapters.terminal import AsJson, Where, located, show, show_rows
 
 users_app = typer.Typer(no_args_is_help=True, add_completion=False, help="Users and what they get.")
@@ -102,10 +102,13 @@ def create_key(
     where: Where,
     user: Annotated[str | None, typer.Option(help="The user it speaks for.")] = None,
     role: Annotated[Role, typer.Option(help="What it may do.")] = Role.USER,
+    days: Annotated[
+        float | None, typer.Option(min=0, max=MAX_DAYS, help="How long it is valid [for ever].")
+    ] = None,
 ) -> None:
     """Make an API key and print it, this once."""
     with where.registry() as registry:
-        print(registry.create_key(user, role)["key"])
+        print(registry.create_key(user, role, days)["key"])
 
 
 @keys_app.command("revoke")

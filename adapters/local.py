@@ -120,9 +120,8 @@ class LocalRegistry(LocalExperiments):
         self._registry.allowances.set(user_id, Allowance(**bounds), actor=self._actor)
         return self.limits(user_id)
 
-    def create_key(self, user_id: str | None, role: Role) -> dict[str, Any]:
-        key_id, secret = self._registry.accounts.create_key(role, user_id, actor=self._actor)
-        return {"id": key_id, "key": secret, "role": role}
+    def create_key(self, user_id: str | None, role: Role, days: float | None) -> dict[str, Any]:
+        return self._registry.accounts.create_key_for(role, user_id, days, actor=self._actor)
 
     def revoke_key(self, key_id: str) -> None:
         self._registry.accounts.revoke_key(key_id, actor=self._actor)

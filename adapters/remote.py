@@ -95,10 +95,10 @@ class RemoteRegistry(RemoteExperiments):
     def set_limits(self, user_id: str, bounds: Mapping[str, int | None]) -> Any:
         return self._call("PUT", f"/admin/users/{user_id}/limits", json=bounds)
 
-    def create_key(self, user_id: str | None, role: str) -> Any:
+    def create_key(self, user_id: str | None, role: str, days: float | None) -> Any:
         if user_id is None:
             raise AdapterError("On a server a key belongs to a user: give --user.")
-        return self._call("POST", f"/admin/users/{user_id}/keys", json={"role": role})
+        return self._call("POST", f"/admin/users/{user_id}/keys", json={"role": role, "days": days})
 
     def revoke_key(self, key_id: str) -> None:
         self._call("DELETE", f"/admin/keys/{key_id}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 
 import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
@@ -30,18 +32,23 @@ from server.api import (
     chat,
     completions,
     health,
+    lora,
+    messages,
     models,
+    responses,
 )
+from server.api.bodies import REFUSALS
 from server.auth import Authentication
 from server.budgets import Budgets
 from server.canary import Canary
 from server.engine.vllm import STEERING_HEADERS
 from server.freshness import RefreshAfterWrites
 from server.limiting import Limiting, Limits
-from server.limits import BodyLimit, DropHeaders
+from server.limits import BodyLimit, DropHeaders, HeadLimit
 from server.live import Live, health_of, listen_to_the_canary, start_live
 from server.meter import Metering
 from server.metrics import Metrics
+from server.openapi import describe
 from server.rates import Rates
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -53,7 +60,10 @@ log = structlog.get_logger(__name__)
 ROUTES = (
     chat,
     completions,
+    responses,
+    messages,
     models,
+    lora,
     admin_adapters,
     admin_limits,  # before the users, whose ids in paths may be anything
     admin_users,
@@ -118,6 +128,8 @@ def create_app(
         "request.",
         docs_url=None,
         redoc_url=None,
+        version=importlib.metadata.version("bapo-server"),
+        responses=REFUSALS,
         lifespan=lifespan,
     )
     app.state.settings = settings
@@ -129,6 +141,7 @@ def create_app(
     app.state.metrics = metrics
     for routes in ROUTES:
         app.include_router(routes.router)
+    describe(app)
     errors.install(app)
     # The last one added is the first to see a request.
     app.add_middleware(RefreshAfterWrites, view=view)
@@ -144,10 +157,14 @@ def create_app(
         view=view,
         admin_key=_secret(settings.admin_key),
         metrics_key=_secret(settings.metrics_key),
+        no_auth=settings.insecure_no_auth,
     )
+    if settings.insecure_no_auth:  # or any web page in this machine's browser could speak to us
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     app.add_middleware(
         BodyLimit, body_bytes=settings.max_body_bytes, upload_bytes=settings.max_upload_bytes
     )
+    app.add_middleware(HeadLimit, head_bytes=settings.max_header_bytes)
     if tracing is not None:
         app.add_middleware(Tracing, provider=tracing)
     observers = (RequestLog(_secret(settings.log_secret)), metrics)

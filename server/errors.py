@@ -7,6 +7,7 @@ Invariant: every class of `adapters.errors` has a row here (a test walks the tre
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from adapters import errors as domain
 from adapters.files import as_store_error
 
 log = structlog.get_logger(__name__)
+
+ANTHROPIC = "/v1/messages"
 
 
 class ServerError(Exception):
@@ -70,6 +74,10 @@ class RateLimited(ServerError):
         super().__init__(message)
         self.limit, self.type, self.code = limit, type, code
         self.headers = [("Retry-After", str(max(1, math.ceil(retry_after)))), *headers]
+
+
+class HeadTooLarge(ServerError):
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class EngineUnavailable(ServerError):
@@ -144,6 +152,18 @@ def error_body(message: str, type: str, code: str, param: str | None = None) -> 
     return {"error": {"message": message, "type": type, "param": param, "code": code}}
 
 
+class _ErrorAnswer(JSONResponse):
+    """An error in OpenAI's shape; to a caller of Anthropic's, with the `type` that theirs has."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith(ANTHROPIC):
+            headers = {k: v for k, v in self.headers.items() if not k.startswith("content-")}
+            body = {"type": "error", **json.loads(bytes(self.body))}
+            await JSONResponse(body, self.status_code, headers)(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:
     """The JSON answer to a refused request, with `Retry-After` where coming back makes sense."""
     if isinstance(error, ServerError):
@@ -158,7 +178,7 @@ def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:
     if meaning.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     body = error_body(str(error), meaning.type, meaning.code, param)
-    return JSONResponse(body, meaning.status, headers)
+    return _ErrorAnswer(body, meaning.status, headers)
 
 
 async def _on_known(request: Request, error: Exception) -> JSONResponse:
@@ -193,7 +213,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
         return await _on_disk(request, error.__cause__)
     code = "not_found" if error.status_code == 404 else "invalid_request"
     body = error_body(str(error.detail), "invalid_request_error", code)
-    return JSONResponse(body, error.status_code, error.headers)
+    return _ErrorAnswer(body, error.status_code, error.headers)
 
 
 async def _on_unforeseen(request: Request, error: Exception) -> JSONResponse:

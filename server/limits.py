@@ -1,7 +1,7 @@
-"""What a client may send: a bound on the bytes of a body, and no headers that steer the engine.
+"""What a client may send: bounds on the bytes of head and body, no headers that steer the engine.
 
-Owns two pure ASGI middlewares and nothing of what the bytes mean. Uploads have a bound of their
-own. Invariant: never more than the bound is passed on, whatever Content-Length claims.
+Owns pure ASGI middlewares and nothing of what the bytes mean. Uploads have a bound of their own.
+Invariant: never more than the bound is passed on, whatever Content-Length claims.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import TooLarge, error_response
+from server.errors import HeadTooLarge, TooLarge, error_response
 
 UPLOAD_SUFFIX = "/versions"
 MULTIPART_OVERHEAD = 1024 * 1024  # boundaries, part headers, the two small JSON files
@@ -62,6 +62,27 @@ class BodyLimit:
 
 class _BodyTooLarge(BaseException):
     """Unwinds the application; a BaseException so that no route mistakes it for its own error."""
+
+
+class HeadLimit:
+    """ASGI middleware: answers 431 to a request whose line and headers are larger than allowed.
+
+    A head without an end never comes here: `wire.py` cuts it off.
+    """
+
+    def __init__(self, app: ASGIApp, head_bytes: int) -> None:
+        self.app = app
+        self.head_bytes = head_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            line = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+            size = line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            if size > self.head_bytes:
+                refusal = HeadTooLarge(f"the headers are larger than {self.head_bytes} bytes")
+                await error_response(refusal)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class DropHeaders:

@@ -130,7 +130,7 @@ class Router:
         """
         meter = current()
         meter.enter(Phase.RESOLVE)
-        version, arm = await self._select(caller, header, model)
+        version, arm = await self.choose(caller, header, model)
         salt = self._cache_salt(caller)
         meter.label = BASE if version is None else version.ref
         if version is None:
@@ -141,8 +141,13 @@ class Router:
         meter.enter(Phase.GENERATE)
         return Route(name, salt, version.ref, arm)
 
-    async def _select(self, caller: Caller, header: str | None, model: str | None) -> Choice:
-        """From memory; in a thread where an older version is asked for by its number, once."""
+    async def choose(
+        self, caller: Caller, header: str | None, model: str | None
+    ) -> Choice:
+        """See `select`, loading nothing.
+
+        From memory; in a thread where an older version is asked for by its number, once.
+        """
         wish = (self._view, caller, header, model, self._base_name)
         try:
             return select(*wish, blocking=False)

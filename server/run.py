@@ -16,6 +16,7 @@ from adapters.registry import Registry
 from server.app import create_app
 from server.request_log import configure_logging
 from server.settings import Settings
+from server.wire import bounded_http
 
 
 def serve_until_stopped(
@@ -38,6 +39,7 @@ def serve_until_stopped(
             access_log=False,
             timeout_graceful_shutdown=settings.drain_seconds,
             server_header=False,
+            http=bounded_http(settings.max_header_bytes),
         )
     )
     # uvicorn puts these handlers back once everything is down and raises the signal again: a stop

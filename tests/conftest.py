@@ -38,6 +38,14 @@ SMALL = {
 }
 
 
+# Tools that the model may choose need a parser of its way to call them; and left to itself, so
+# small a model puts blanks into JSON until its answer is full.
+VLLM_FLAGS = [
+    *("--vllm.enable-auto-tool-choice", "--vllm.tool-call-parser", "hermes"),
+    '--vllm.structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+]
+
+
 @pytest.fixture(scope="session")
 def pocket() -> ResidentBase:
     """The pocket model in `transformers`, for training and as the oracle of answers."""
@@ -74,7 +82,7 @@ def folders(pocket: ResidentBase, tmp_path_factory: pytest.TempPathFactory) -> d
 def served(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server of the session: three adapters, and for each a user who is assigned it."""
     work = tmp_path_factory.mktemp("served")
-    with serving(work, Console(quiet=True), port=0, settings=SMALL) as server:
+    with serving(work, Console(quiet=True), port=0, settings=SMALL, flags=VLLM_FLAGS) as server:
         keys = {}
         for taste, folder in folders.items():
             server.upload(taste, folder)

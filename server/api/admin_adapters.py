@@ -19,6 +19,7 @@ from adapters.files import write_durably
 from adapters.limits import Limits
 from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
+from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
 from server.dependencies import AdminDep, BaseDep, OptionalLive, RegistryDep, SettingsDep
 from server.errors import BadRequest
 from server.pages import After, Limit, page, plus_one
@@ -63,7 +64,7 @@ def _save(parts: list[UploadFile], folder: Path) -> None:
         write_durably(target, chunks)
 
 
-@router.post("/{adapter_id:path}/versions", status_code=201)
+@router.post("/{adapter_id:path}/versions", status_code=201, response_model=VersionBody)
 async def upload_version(
     adapter_id: str,
     admin: AdminDep,
@@ -102,7 +103,7 @@ async def upload_version(
     return version_body(await run_in_threadpool(publish))
 
 
-@router.get("")
+@router.get("", response_model=Page[AdapterBody])
 async def list_adapters(
     admin: AdminDep, registry: RegistryDep, after: After = None, limit: Limit = None
 ) -> dict[str, Any]:
@@ -110,7 +111,7 @@ async def list_adapters(
     return page(await run_in_threadpool(registry.list_adapters, after, plus_one(limit)), limit)
 
 
-@router.post("/{adapter_id:path}/activate")
+@router.post("/{adapter_id:path}/activate", response_model=VersionBody)
 async def activate_version(
     adapter_id: str, wish: Activation, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -127,7 +128,7 @@ async def activate_version(
     return version_body(await run_in_threadpool(activate))
 
 
-@router.post("/{adapter_id:path}/rollback")
+@router.post("/{adapter_id:path}/rollback", response_model=VersionBody)
 async def roll_back(
     adapter_id: str, admin: AdminDep, registry: RegistryDep, wish: Rollback | None = None
 ) -> dict[str, Any]:
@@ -140,7 +141,7 @@ async def roll_back(
     return version_body(await run_in_threadpool(roll_back))
 
 
-@router.put("/{adapter_id:path}/grants")
+@router.put("/{adapter_id:path}/grants", response_model=Grants)
 async def set_grants(
     adapter_id: str, grants: Grants, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -159,7 +160,7 @@ async def set_grants(
     return grants.model_dump()
 
 
-@router.get("/{adapter_id:path}")
+@router.get("/{adapter_id:path}", response_model=AdapterDetails)
 async def get_adapter(adapter_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     return await run_in_threadpool(registry.describe, adapter_id)
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from server.api.bodies import EngineBody
 from server.dependencies import AdminDep, CanaryDep, LiveDep, SettingsDep, SupervisorDep
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
 
-@router.get("/engine")
+@router.get("/engine", response_model=EngineBody)
 async def engine_state(
     admin: AdminDep,
     live: LiveDep,

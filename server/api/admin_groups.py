@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.quotas import LARGEST_BYTES, LARGEST_VERSIONS, Quota
 from adapters.shapes import entry_body, group_body, quota_body
+from server.api.bodies import AuditBody, GroupBody, Page, QuotaAndUsage, QuotaBody
 from server.dependencies import AdminDep, RegistryDep
 from server.pages import page
 
@@ -41,18 +42,18 @@ class Bounds(BaseModel):
     max_bytes: int | None = Field(None, ge=0, le=LARGEST_BYTES, description="null: any number")
 
 
-@router.post("/groups", status_code=201)
+@router.post("/groups", status_code=201, response_model=GroupBody)
 async def create_group(group: NewGroup, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     made = await run_in_threadpool(registry.groups.create, group.id, actor=admin.key_id)
     return group_body(made)
 
 
-@router.get("/groups")
+@router.get("/groups", response_model=Page[GroupBody])
 async def list_groups(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     return {"data": [group_body(g) for g in await run_in_threadpool(registry.groups.list)]}
 
 
-@router.get("/groups/{group_id}")
+@router.get("/groups/{group_id}", response_model=GroupBody)
 async def get_group(group_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     return group_body(await run_in_threadpool(registry.groups.get, group_id))
 
@@ -63,7 +64,7 @@ async def delete_group(group_id: str, admin: AdminDep, registry: RegistryDep) ->
     await run_in_threadpool(registry.groups.delete, group_id, actor=admin.key_id)
 
 
-@router.post("/groups/{group_id}/members")
+@router.post("/groups/{group_id}/members", response_model=GroupBody)
 async def add_members(
     group_id: str, members: Members, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -79,13 +80,13 @@ async def remove_member(
     await run_in_threadpool(registry.groups.remove, group_id, [user_id], actor=admin.key_id)
 
 
-@router.get("/quotas")
+@router.get("/quotas", response_model=Page[QuotaBody])
 async def list_quotas(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """Every bound that was set; the owner "*" is everybody without one of his own."""
     return {"data": [quota_body(q) for q in await run_in_threadpool(registry.quotas.list)]}
 
 
-@router.put("/quotas/{owner}")
+@router.put("/quotas/{owner}", response_model=QuotaBody)
 async def set_quota(
     owner: str, bounds: Bounds, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -102,14 +103,14 @@ async def delete_quota(owner: str, admin: AdminDep, registry: RegistryDep) -> No
     await run_in_threadpool(registry.quotas.delete, owner, actor=admin.key_id)
 
 
-@router.get("/users/{user_id}/quota")
+@router.get("/users/{user_id}/quota", response_model=QuotaAndUsage)
 async def get_quota(user_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """The bounds that hold for this user, and what he has of it."""
     quota, usage = await run_in_threadpool(registry.quotas.of, user_id)
     return {**quota_body(quota), "usage": dataclasses.asdict(usage)}
 
 
-@router.get("/audit")
+@router.get("/audit", response_model=Page[AuditBody])
 async def read_audit(
     admin: AdminDep,
     registry: RegistryDep,

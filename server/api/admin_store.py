@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.collection import Collected, collect, damaged
+from server.api.bodies import CollectedBody, VerifiedBody
 from server.dependencies import AdminDep, RegistryDep
 
 router = APIRouter(prefix="/admin/store", tags=["admin"])
@@ -22,7 +23,7 @@ class Collection(BaseModel):
     dry_run: bool = Field(False, description="remove nothing, say what would be")
 
 
-@router.post("/collect")
+@router.post("/collect", response_model=CollectedBody)
 async def collect_garbage(
     wish: Collection, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -34,7 +35,7 @@ async def collect_garbage(
     return (await run_in_threadpool(work)).as_json()
 
 
-@router.post("/verify")
+@router.post("/verify", response_model=VerifiedBody)
 async def verify(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """Hash every stored adapter again; the same upload mends what is damaged."""
 

@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from adapters.accounts import Role
+from adapters.accounts import MAX_DAYS, Role
 from adapters.shapes import user_body
+from server.api.bodies import AssignmentBody, KeyBody, Page, UserBody, UserName
 from server.dependencies import AdminDep, RegistryDep
 from server.pages import After, Limit, page, plus_one
 
@@ -26,6 +27,9 @@ class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     role: Role = Role.USER
+    days: float | None = Field(
+        None, gt=0, le=MAX_DAYS, description="how long it is valid; null: until it is revoked"
+    )
 
 
 class Assignment(BaseModel):
@@ -45,13 +49,13 @@ class Assignment(BaseModel):
         return self
 
 
-@router.post("/users", status_code=201)
+@router.post("/users", status_code=201, response_model=UserName)
 async def create_user(user: NewUser, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     await run_in_threadpool(registry.accounts.create_user, user.id, actor=admin.key_id)
     return {"id": user.id}
 
 
-@router.get("/users")
+@router.get("/users", response_model=Page[UserBody])
 async def list_users(
     admin: AdminDep, registry: RegistryDep, after: After = None, limit: Limit = None
 ) -> dict[str, Any]:
@@ -66,17 +70,16 @@ async def delete_user(user_id: str, admin: AdminDep, registry: RegistryDep) -> N
     await run_in_threadpool(registry.accounts.delete_user, user_id, actor=admin.key_id)
 
 
-@router.post("/users/{user_id:path}/keys", status_code=201)
+@router.post("/users/{user_id:path}/keys", status_code=201, response_model=KeyBody)
 async def create_key(
     user_id: str, key: NewKey, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
     """A new key for this user; the secret is in this answer and nowhere else."""
 
-    def create() -> tuple[str, str]:
-        return registry.accounts.create_key(key.role, user_id=user_id, actor=admin.key_id)
+    def create() -> dict[str, Any]:
+        return registry.accounts.create_key_for(key.role, user_id, key.days, actor=admin.key_id)
 
-    key_id, secret = await run_in_threadpool(create)
-    return {"id": key_id, "key": secret, "role": key.role}
+    return await run_in_threadpool(create)
 
 
 @router.delete("/keys/{key_id}", status_code=204)
@@ -85,7 +88,11 @@ async def revoke_key(key_id: str, admin: AdminDep, registry: RegistryDep) -> Non
     await run_in_threadpool(registry.accounts.revoke_key, key_id, actor=admin.key_id)
 
 
-@router.put("/users/{user_id:path}/assignment")
+@router.put(
+    "/users/{user_id:path}/assignment",
+    response_model=AssignmentBody,
+    response_model_exclude_unset=True,
+)
 async def assign(
     user_id: str, assignment: Assignment, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep
-from server.engine.vllm import ChatCompletionRequest
+from server.api.bodies import answers
+from server.bounds import check_bounds
+from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep, SettingsDep
+from server.engine.vllm import ChatCompletionRequest, ChatCompletionResponse
 
 router = APIRouter(tags=["inference"])
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=answers(ChatCompletionResponse))
 async def create_chat_completion(
     request: ChatCompletionRequest,
     raw_request: Request,
@@ -18,7 +20,9 @@ async def create_chat_completion(
     adapter: AdapterHeader,
     engine: EngineDep,
     routes: RoutesDep,
+    settings: SettingsDep,
 ) -> Response:
+    check_bounds(request, settings)
     route = await routes.route(caller, adapter, request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await engine.chat(request, raw_request)

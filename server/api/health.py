@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from server.api.bodies import HealthBody
 from server.dependencies import EngineDep, MetricsDep, ScraperDep
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live")
+@router.get("/health/live", response_model=HealthBody, response_model_exclude_none=True)
 async def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "live"}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model=HealthBody)
 async def ready(engine: EngineDep) -> dict[str, str]:
     """The engine answers too; 503 while it does not."""
     return {"status": "ready", "model": engine.base_name}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def prometheus(scraper: ScraperDep, metrics: MetricsDep) -> Response:
     """Prometheus text, vLLM's own metrics among it; for an admin key, or the metrics' own."""
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -109,7 +109,7 @@ def test_broken_json_and_unknown_routes(served: Served) -> None:
         headers={**key, "Content-Type": "application/json"},
     )
     refused(broken, 400, "invalid_request")
-    for path in ("/invocations", "/v1/load_lora_adapter", "/tokenize", "/docs", "/nowhere"):
+    for path in ("/invocations", "/v1/chat/completions/batch", "/tokenize", "/docs", "/nowhere"):
         refused(httpx.post(url + path, headers=key, json={}), 404, "not_found")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import httpx
 import typer
 from typer.testing import CliRunner
 
@@ -57,5 +59,30 @@ def test_accounts(served: Served) -> None:
     run(served, quotas_app, "delete", "far-away")
     run(served, keys_app, "revoke", key.split("_")[1])
     assert "does not exist" in run(served, keys_app, "revoke", key.split("_")[1], fails=True)
+
+
+def test_a_key_for_a_moment(served: Served) -> None:
+    call = served.server.call
+    call("POST", "/admin/users", json={"id": "passing-by"})
+    lasting = run(served, keys_app, "create", "--user", "passing-by", "--days", "1").strip()
+    made = call("POST", "/admin/users/passing-by/keys", json={"days": 1 / 86400})
+    assert made["expires"]
+
+    def status(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.get(f"{served.server.url}/v1/models", headers=headers).status_code
+
+    deadline = time.monotonic() + 5
+    while status(made["key"]) == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert status(made["key"]) == 401
+    assert status(lasting) == 200
+    refused = httpx.post(
+        f"{served.server.url}/admin/users/passing-by/keys",
+        headers={"Authorization": f"Bearer {served.server.admin_key}"},
+        json={"days": -1},
+    )
+    assert refused.status_code == 400
     run(served, groups_app, "delete", "far-group")
     run(served, users_app, "delete", "far-away")

@@ -1,0 +1,46 @@
+"""`POST /v1/responses`: OpenAI's newer way to ask, with the adapter of the caller.
+
+Nothing is kept between two requests, so there is no answer that another tenant could read or go on
+from; whoever asks for that is told so.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.bodies import answers
+from server.bounds import check_bounds
+from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep, SettingsDep
+from server.engine.vllm import ResponsesRequest, ResponsesResponse
+from server.errors import BadRequest
+
+router = APIRouter(tags=["inference"])
+
+
+@router.post("/v1/responses", responses=answers(ResponsesResponse))
+async def create_response(
+    request: ResponsesRequest,
+    raw_request: Request,
+    caller: CallerDep,
+    adapter: AdapterHeader,
+    engine: EngineDep,
+    routes: RoutesDep,
+    settings: SettingsDep,
+) -> Response:
+    check_bounds(request, settings)
+    _refuse_what_would_be_kept(request)
+    route = await routes.route(caller, adapter, request.model)
+    request.model, request.cache_salt = route.model, route.cache_salt
+    response = await engine.respond(request, raw_request)
+    response.headers["X-Adapter-Id"] = route.label
+    return response
+
+
+def _refuse_what_would_be_kept(request: ResponsesRequest) -> None:
+    for name in ("previous_response_id", "background"):
+        if getattr(request, name):
+            raise BadRequest(
+                f"{name}: answers are not kept here; send the whole conversation as `input`",
+                param=name,
+            )
+    request.store = False  # clients ask for it unless told otherwise
