@@ -141,9 +141,7 @@ class Router:
         meter.enter(Phase.GENERATE)
         return Route(name, salt, version.ref, arm)
 
-    async def choose(
-        self, caller: Caller, header: str | None, model: str | None
-    ) -> Choice:
+    async def choose(self, caller: Caller, header: str | None, model: str | None) -> Choice:
         """See `select`, loading nothing.
 
         From memory; in a thread where an older version is asked for by its number, once.

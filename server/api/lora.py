@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.names import BASE
 from server.dependencies import AdminDep, LiveDep
 from server.errors import BadRequest
-from server.routing import BASE
 
 router = APIRouter(tags=["admin"])
 
@@ -45,7 +45,7 @@ async def load_lora_adapter(body: LoraName, admin: AdminDep, live: LiveDep) -> L
 @router.post("/v1/unload_lora_adapter")
 async def unload_lora_adapter(body: LoraName, admin: AdminDep, live: LiveDep) -> LoraState:
     """Take every version of the adapter out of the engine's memory."""
-    version = await live.router.choose(admin, body.lora_name, None)
+    version, _ = await live.router.choose(admin, body.lora_name, None)
     if version is None:
         raise BadRequest("the base cannot be unloaded: name an adapter", param="lora_name")
     live.pool.retire(version.adapter_id)

@@ -31,7 +31,7 @@ async def create_message(
     route = await routes.route(caller, adapter, request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await engine.message(request, raw_request)
-    response.headers["X-Adapter-Id"] = route.label
+    response.headers.update(route.headers)
     return response
 
 

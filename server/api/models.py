@@ -65,5 +65,5 @@ async def get_model(
         return _base_card(base)
     if not model:  # which a request may leave out
         raise AdapterNotFound(model)
-    version = await run_in_threadpool(select, view, caller, None, model, base)
+    version, _ = await run_in_threadpool(select, view, caller, None, model, base)
     return _base_card(base) if version is None else _adapter_card(model, version, base)

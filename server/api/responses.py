@@ -32,7 +32,7 @@ async def create_response(
     route = await routes.route(caller, adapter, request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await engine.respond(request, raw_request)
-    response.headers["X-Adapter-Id"] = route.label
+    response.headers.update(route.headers)
     return response
 
 

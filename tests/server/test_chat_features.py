@@ -16,6 +16,7 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"warm": {"type": "boolean"}},
@@ -114,17 +115,6 @@ def test_a_json_schema(served: Served) -> None:
     assert isinstance(found["sure"], bool)
     assert found["kind"] in ("city", "river")
     assert len(found) == 2
-
-
-@pytest.mark.parametrize(
-    "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
-)
-def test_tools(served: Served, choice: Any) -> None:
-    found = answer(served, tools=[WEATHER], tool_choice=choice, max_tokens=256)
-    assert "tool_calls" in found["choices"][0]["message"], found
-    (call,) = found["choices"][0]["message"]["tool_calls"]
-    assert call["function"]["name"] == "weather"
-    assert isinstance(json.loads(call["function"]["arguments"])["warm"], bool)
 
 
 def test_tools_that_the_model_need_not_use(served: Served) -> None:

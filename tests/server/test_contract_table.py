@@ -187,7 +187,7 @@ class Contract:
         header, model = (w and w.replace("X", case.adapter) for w in (case.header, case.model))
         try:
             caller = self.authentication.caller(Headers(sent))
-            version = select(self.view, caller, header, model, BASE)
+            version, _ = select(self.view, caller, header, model, BASE)
         except (ServerError, AdapterError) as error:
             return str(error_response(error).status_code)
         return version.ref if version else "base"
