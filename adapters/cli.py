@@ -10,7 +10,6 @@ import typer
 
 from adapters.base import POCKET, describe_base
 from adapters.terminal import AsJson, Where, located, show, show_rows, spoken_errors
-from adapters.transfer import export_registry, import_registry
 from adapters.validation import Limits, validate
 
 adapters_app = typer.Typer(
@@ -179,8 +178,8 @@ def export(
     where: Where,
 ) -> None:
     """Write the whole registry, accounts and adapters' bytes, to a folder."""
-    with where.local() as registry:
-        print(export_registry(registry, folder).sentence("exported"))
+    with where.registry() as registry:
+        print(registry.export(folder).sentence("exported"))
 
 
 @adapters_app.command("import")
@@ -189,9 +188,12 @@ def import_(
     folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
     where: Where,
 ) -> None:
-    """Fill an empty registry, on whatever database and store, from an exported folder."""
-    with where.local() as registry:
-        print(import_registry(registry, folder).sentence("imported"))
+    """Fill an empty registry, on whatever database and store, from an exported folder.
+
+    A server's may have the admin key of its first start, which goes on to be accepted.
+    """
+    with where.registry() as registry:
+        print(registry.import_(folder).sentence("imported"))
 
 
 @db_app.command("upgrade")

@@ -19,7 +19,8 @@
     │   └── QuotaExceeded        the owner keeps as much as he may
     └── StoreError               bytes or rows cannot be kept or read back
         ├── StoreFull
-        └── CorruptArtifact
+        ├── CorruptArtifact
+        └── InvalidExport        a folder or an archive is no whole export of a registry
 
 Owns the tree and the wording of lists. Refuses HTTP: the server has the table from meaning
 to status. `str(error)` is always fit for the caller's eyes and says what to do.
@@ -136,6 +137,10 @@ class StoreFull(StoreError):
 
 class CorruptArtifact(StoreError):
     """Stored bytes are not the bytes that were stored."""
+
+
+class InvalidExport(StoreError):
+    """What should be the export of a registry is not one, or not all of one."""
 
 
 def _joined(problems: Sequence[str]) -> str:

@@ -7,10 +7,10 @@ been read, so a database that fails in the middle changes nothing.
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, func, select, true
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -146,14 +146,14 @@ def _adapters(session: Session, names: Collection[str] | None = None) -> dict[st
     columns = (VersionRow.version, VersionRow.engine_id, VersionRow.digest, VersionRow.rank)
     query = (
         select(AdapterRow.id, AdapterRow.owner, AdapterRow.public, *columns)
-        .add_columns(VersionRow.bytes, VersionRow.created)
+        .add_columns(VersionRow.bytes, VersionRow.created, VersionRow.base_fingerprint)
         .outerjoin(VersionRow, active)
         .where(AdapterRow.retired.is_(None), _in(AdapterRow.id, names))
     )
     found = {}
     for adapter_id, owner, public, *version in session.execute(query):
         found[adapter_id] = Adapter(
-            AdapterVersion(adapter_id, *version) if version[0] is not None else None,
+            _version(adapter_id, version) if version[0] is not None else None,
             versions.get(adapter_id, 0),
             owner and _intern(owner),
             public,
@@ -161,6 +161,11 @@ def _adapters(session: Session, names: Collection[str] | None = None) -> dict[st
             compact(groups.get(adapter_id, ())),
         )
     return found
+
+
+def _version(adapter_id: str, columns: Sequence[Any]) -> AdapterVersion:
+    *others, base = columns
+    return AdapterVersion(adapter_id, *(*others, _intern(base)))
 
 
 def _latest_versions(session: Session, names: Collection[str] | None) -> dict[str, int]:

@@ -27,6 +27,7 @@ from adapters.shapes import (
     user_body,
     version_body,
 )
+from adapters.transfer import Transfer, export_registry, import_registry
 
 
 class LocalRegistry(LocalExperiments):
@@ -97,6 +98,12 @@ class LocalRegistry(LocalExperiments):
     def collect(self, hours: float, *, dry_run: bool) -> dict[str, Any]:
         age = timedelta(hours=hours)
         return collect(self._registry, older_than=age, dry_run=dry_run).as_json()
+
+    def export(self, folder: Path) -> Transfer:
+        return export_registry(self._registry, folder)
+
+    def import_(self, folder: Path) -> Transfer:
+        return import_registry(self._registry, folder, actor=self._actor)
 
     def create_user(self, user_id: str) -> dict[str, Any]:
         return {"id": self._registry.accounts.create_user(user_id, actor=self._actor).id}

@@ -3,16 +3,18 @@
 Owns the HTTP calls and turning error answers back into sentences. Refuses tables and flags.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from adapters.artifact import ADAPTER_FILES, SERVED_FILES
+from adapters.carriage import Arrival, sent_folder
 from adapters.errors import AdapterError, InvalidAdapter
 from adapters.experiments_calls import RemoteExperiments
+from adapters.transfer import Transfer, check_export, new_export
 
 UPLOAD_SECONDS = 600
 
@@ -77,6 +79,28 @@ class RemoteRegistry(RemoteExperiments):
         wish = {"hours": hours, "dry_run": dry_run}
         return self._call("POST", "/admin/store/collect", json=wish)
 
+    def export(self, folder: Path) -> Transfer:
+        with new_export(folder) as draft:
+            arrival = Arrival(draft)
+            try:
+                with self._answering():
+                    self._receive("/admin/registry", arrival)
+                arrival.finish()
+            finally:
+                arrival.close()
+            return check_export(draft)
+
+    def import_(self, folder: Path) -> Transfer:
+        pieces = sent_folder(folder)
+        first = next(pieces)  # what is wrong with the folder is told before the server is asked
+
+        def body() -> Iterator[bytes]:
+            yield first
+            yield from pieces
+
+        kind = {"Content-Type": "application/x-tar"}
+        return Transfer(**self._call("POST", "/admin/registry", content=body(), headers=kind))
+
     def create_user(self, user_id: str) -> Any:
         return self._call("POST", "/admin/users", json={"id": user_id})
 
@@ -137,15 +161,32 @@ class RemoteRegistry(RemoteExperiments):
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
     ) -> Any:
         sent = {**self._headers, **(headers or {})}
-        try:
+        with self._answering():
             answer = httpx.request(
                 method, self._url + path, headers=sent, timeout=UPLOAD_SECONDS, **options
             )
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise AdapterError(f"No server answers at {self._url}: {error}.") from error
         if answer.is_error:
             raise AdapterError(_sentence(answer))
         return answer.json() if answer.content else None
+
+    def _receive(self, path: str, arrival: Arrival) -> None:
+        get = httpx.stream("GET", self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS)
+        with get as answer:
+            if answer.is_error:
+                answer.read()
+                raise AdapterError(_sentence(answer))
+            for piece in answer.iter_bytes():
+                arrival.feed(piece)
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """A server that is not there, or goes away in this block, is one sentence."""
+        try:
+            yield
+        except httpx.RemoteProtocolError as error:
+            raise AdapterError(f"The server at {self._url} broke off: {error}.") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise AdapterError(f"No server answers at {self._url}: {error}.") from error
 
 
 def _sentence(answer: httpx.Response) -> str:

@@ -1,43 +1,41 @@
 """The whole registry to a folder, and back into an empty one on whatever database and store.
 
-Owns the format: `export.json` (written last: a folder with it is whole), `tables/NAME.jsonl`
-with every row as it is, and `blobs/DIGEST/` with the served files of every version that has some.
-Refuses merging: what is imported into must be empty. Keys travel as the hashes they are kept as.
+Owns the format: `export.json` (written last: a folder with it is whole), `tables/NAME.jsonl` with
+every row as it is (`tables.py`), and `blobs/DIGEST/` with the served files of every adapter that is
+not retired. Over the network the same files travel as an archive (`carriage.py`). Refuses merging:
+what is imported into must be empty, but for the admin key that a server makes at its first start.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Integer, Table, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
-
-from adapters.artifact import SERVED_FILES
-from adapters.db import Base, UtcTime, VersionRow, writing
-from adapters.errors import Conflict, StoreError
+from adapters import tables
+from adapters.artifact import SERVED_FILES, artifact_digest
+from adapters.audit import log
+from adapters.catalogue import living_digests
+from adapters.db import Base, writing
+from adapters.errors import Conflict, InvalidAdapter, InvalidExport
 from adapters.files import as_store_error, sync_folder, write_durably
+from adapters.loading import read_all
 from adapters.migrate import newest_schema
 from adapters.registry import Registry
 from adapters.strictjson import Malformed, parse_object
 
 FORMAT = 1
-HEAD = "export.json"
-LONGEST_ROW = 4 * 2**20
-ROWS_AT_ONCE = 500
-
-Row = dict[str, Any]
+HEAD, TABLES, BLOBS = "export.json", "tables", "blobs"
+LARGEST_HEAD = 2**20
 
 
 @dataclass(frozen=True)
 class Transfer:
     """How much was carried."""
 
-    rows: dict[str, int]
+    rows: Mapping[str, int]
     blobs: int
     bytes: int
 
@@ -55,23 +53,43 @@ def export_registry(registry: Registry, folder: Path) -> Transfer:
 
     Raises Conflict where something is there, StoreError, StoreFull, CorruptArtifact.
     """
+    with new_export(folder) as draft:
+        head, digests = write_rows(registry, draft / TABLES)
+        for digest in digests:
+            target = place_of(draft, digest)
+            target.mkdir(parents=True)
+            with registry.store.lease(digest) as source:
+                for name in SERVED_FILES:
+                    shutil.copyfile(source / name, target / name)
+        write_durably(draft / HEAD, [head])
+        return check_export(draft)
+
+
+def import_registry(registry: Registry, folder: Path, *, actor: str = "local") -> Transfer:
+    """Put back what `export_registry` wrote, rows in one transaction, numbers and all.
+
+    Raises Conflict where the registry is not empty, InvalidExport where the folder is not whole.
+    """
+    rows = read_head(folder)
+    refuse_used(registry)
+    blobs = blobs_of(folder)
+    for place in blobs:
+        keep_blob(registry, place)
+    return import_rows(registry, folder, rows, map(size_of, blobs), actor)
+
+
+@contextmanager
+def new_export(folder: Path) -> Iterator[Path]:
+    """A draft for what becomes `folder` at the end of the block, and nothing where that fails.
+
+    Raises Conflict where something is there, StoreError, StoreFull.
+    """
     if os.path.lexists(folder):
         raise Conflict(f"The folder {folder} exists: name a folder that does not exist yet.")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        (draft / "tables").mkdir(parents=True)
-        # As a writer, so that nobody changes one table after another was read.
-        with writing(registry.engine) as session:
-            rows = {
-                table.name: _write_table(session.connection(), table, draft / "tables")
-                for table in Base.metadata.sorted_tables
-            }
-            digests = session.scalars(select(VersionRow.digest).distinct()).all()
-        blobs = [
-            _copy_blob(registry, d, draft / "blobs") for d in digests if registry.store.holds(d)
-        ]
-        head = {"format": FORMAT, "schema": newest_schema(), "rows": rows}
-        write_durably(draft / HEAD, [json.dumps(head, indent=2).encode()])
+        draft.mkdir(parents=True)
+        yield draft
         sync_folder(draft)
         draft.rename(folder)
         sync_folder(folder.parent)
@@ -79,127 +97,97 @@ def export_registry(registry: Registry, folder: Path) -> Transfer:
         raise as_store_error(error, folder) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Transfer(rows, len(blobs), sum(blobs))
 
 
-def import_registry(registry: Registry, folder: Path) -> Transfer:
-    """Put back what `export_registry` wrote, rows in one transaction, numbers and all.
-
-    Raises Conflict where the registry is not empty, StoreError where the folder is not whole.
-    """
-    rows = _head_of(folder)
+def write_rows(registry: Registry, folder: Path) -> tuple[bytes, list[str]]:
+    """Every row of one moment into `folder`; returns the head, and the digests of what is kept."""
+    # As a writer, so that nobody changes one table after another was read.
     with writing(registry.engine) as session:
-        _refuse_used(session.connection())
-    blobs = []
-    for place in sorted((folder / "blobs").iterdir()) if (folder / "blobs").is_dir() else ():
-        if registry.store.put(place) != f"sha256:{place.name}":
-            raise StoreError(f"{place} is damaged: export again.")
-        blobs.append(_size_of(place))
+        rows = tables.write_tables(session.connection(), folder)
+        digests = list(session.scalars(living_digests()))
+    head = {"format": FORMAT, "schema": newest_schema(), "rows": rows}
+    return json.dumps(head, indent=2).encode(), digests
+
+
+def refuse_used(registry: Registry) -> None:
+    """Raises Conflict where the registry is not empty."""
+    with writing(registry.engine) as session:
+        tables.own_rows(session.connection())
+
+
+def keep_blob(registry: Registry, place: Path) -> None:
+    """Store an exported adapter. Raises InvalidExport where it is not what its folder is called."""
+    try:
+        if registry.store.put(place) == f"sha256:{place.name}":
+            return
+    except InvalidAdapter:  # a file is missing
+        pass
+    raise InvalidExport(f"The exported adapter {place.name} is damaged: export again.")
+
+
+def import_rows(
+    registry: Registry, folder: Path, rows: Mapping[str, int], sizes: Iterable[int], actor: str
+) -> Transfer:
+    """Every row of `folder` in one transaction, and its line in the log. The bytes come before.
+
+    Raises Conflict where the registry is not empty, InvalidExport where something is missing.
+    """
     with writing(registry.engine) as session:
         connection = session.connection()
-        _refuse_used(connection)
-        for table in Base.metadata.sorted_tables:
-            found = _read_table(connection, table, folder / "tables" / f"{table.name}.jsonl")
-            if found != rows.get(table.name, 0):
-                raise StoreError(f"{folder} lacks rows of {table.name}: export again.")
-    return Transfer(rows, len(blobs), sum(blobs))
+        keys, lines = tables.own_rows(connection)
+        tables.clear(connection)
+        tables.read_tables(connection, folder / TABLES, rows)
+        tables.put_back(connection, keys, lines)
+        log(session, actor, "registry.import", "registry", **rows)
+        session.flush()
+        # Rows that no view could read would be in the way of every server.
+        read_all(session)
+        # A collection takes what nobody names, and until now nobody named these.
+        held = {blob.digest for blob in registry.store.stored()}
+        if missing := set(session.scalars(living_digests())) - held:
+            raise InvalidExport(f"The bytes of {min(missing)} are missing: export again.")
+    carried = list(sizes)
+    return Transfer(dict(rows), len(carried), sum(carried))
 
 
-def _write_table(connection: Connection, table: Table, folder: Path) -> int:
-    count = 0
-
-    def lines() -> Iterator[bytes]:
-        nonlocal count
-        for row in connection.execute(select(table)).mappings():
-            count += 1
-            yield json.dumps({k: _plain(v) for k, v in row.items()}).encode() + b"\n"
-
-    write_durably(folder / f"{table.name}.jsonl", lines())
-    return count
-
-
-def _copy_blob(registry: Registry, digest: str, folder: Path) -> int:
-    target = folder / digest.removeprefix("sha256:")
-    target.mkdir(parents=True)
-    with registry.store.lease(digest) as source:
-        for name in SERVED_FILES:
-            shutil.copyfile(source / name, target / name)
-    return _size_of(target)
-
-
-def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _head_of(folder: Path) -> dict[str, int]:
-    """How many rows each table has. Raises StoreError for what this program cannot read."""
+def read_head(folder: Path) -> dict[str, int]:
+    """How many rows each table has. Raises InvalidExport for what this program cannot read."""
     try:
-        head = parse_object((folder / HEAD).read_bytes(), max_bytes=LONGEST_ROW)
+        head = parse_object((folder / HEAD).read_bytes(), max_bytes=LARGEST_HEAD)
         schema, rows = head["schema"], {str(k): int(v) for k, v in head["rows"].items()}
     except (OSError, Malformed, KeyError, TypeError, ValueError, AttributeError):
-        raise StoreError(f"{folder} is no whole export: it has no readable {HEAD}.") from None
+        raise InvalidExport(
+            f"{folder.name} is no whole export: it has no readable {HEAD}."
+        ) from None
     if (head.get("format"), schema) != (FORMAT, newest_schema()):
-        raise StoreError(
-            f"{folder} was exported with the schema {str(schema)[:40]}, this is"
+        raise InvalidExport(
+            f"{folder.name} was exported with the schema {str(schema)[:40]}, this is"
             f" {newest_schema()}: import it with the bapo-server that wrote it, upgrade, export."
         )
     return rows
 
 
-def _refuse_used(connection: Connection) -> None:
-    for table in Base.metadata.sorted_tables:
-        if connection.execute(select(table).limit(1)).first() is not None:
-            raise Conflict(
-                f"This registry is not empty, it has {table.name}: import into a new data folder"
-                " or database."
-            )
+def check_export(folder: Path) -> Transfer:
+    """What a folder holds. Raises InvalidExport where something is missing or damaged."""
+    rows = read_head(folder)
+    for table in Base.metadata.tables:
+        if not (folder / TABLES / tables.file_of(table)).is_file():
+            raise InvalidExport(f"Rows of {table} are missing: export again.")
+    blobs = blobs_of(folder)
+    for place in blobs:
+        if artifact_digest(place) != f"sha256:{place.name}":
+            raise InvalidExport(f"The exported adapter {place.name} is damaged: export again.")
+    return Transfer(rows, len(blobs), sum(map(size_of, blobs)))
 
 
-def _read_table(connection: Connection, table: Table, file: Path) -> int:
-    count = 0
-    try:
-        with file.open("rb") as lines:
-            for rows in _batches(_row(table, line) for line in lines):
-                connection.execute(insert(table), rows)
-                count += len(rows)
-    except (OSError, Malformed, KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{file} cannot be read: export again.") from error
-    except SQLAlchemyError as error:
-        raise StoreError(f"{file} does not fit the registry's tables: export again.") from error
-    _advance_sequence(connection, table)
-    return count
+def blobs_of(folder: Path) -> list[Path]:
+    """The folders of the exported adapters."""
+    return sorted((folder / BLOBS).iterdir()) if (folder / BLOBS).is_dir() else []
 
 
-def _row(table: Table, line: bytes) -> Row:
-    row = parse_object(line, max_bytes=LONGEST_ROW)
-    return {column.name: _typed(column.type, row[column.name]) for column in table.columns}
+def place_of(folder: Path, digest: str) -> Path:
+    return folder / BLOBS / digest.removeprefix("sha256:")
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == ROWS_AT_ONCE:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _advance_sequence(connection: Connection, table: Table) -> None:
-    """PostgreSQL counts apart from the rows; SQLite looks at them."""
-    if connection.dialect.name != "postgresql":
-        return
-    for column in table.primary_key.columns:
-        if isinstance(column.type, Integer) and column.autoincrement is True:
-            sequence = func.pg_get_serial_sequence(table.name, column.name)
-            last = select(func.max(column)).scalar_subquery()
-            connection.execute(select(func.setval(sequence, last)).where(last.is_not(None)))
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value
-
-
-def _typed(kind: Any, value: Any) -> Any:
-    return datetime.fromisoformat(value) if isinstance(kind, UtcTime) and value else value
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())

@@ -1,5 +1,6 @@
 """A version of an adapter as everything outside of the database knows it; the choice of one."""
 
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -18,6 +19,8 @@ class AdapterVersion:
     rank: int
     bytes: int
     created: datetime
+    base_fingerprint: str
+    """The base model that it was checked against when it was published."""
 
     @property
     def ref(self) -> str:
@@ -37,5 +40,12 @@ class Choice(NamedTuple):
 
 def version_of(row: VersionRow) -> AdapterVersion:
     return AdapterVersion(
-        row.adapter_id, row.version, row.engine_id, row.digest, row.rank, row.bytes, row.created
+        row.adapter_id,
+        row.version,
+        row.engine_id,
+        row.digest,
+        row.rank,
+        row.bytes,
+        row.created,
+        sys.intern(row.base_fingerprint),  # nearly all have the same
     )

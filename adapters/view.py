@@ -136,6 +136,10 @@ class RegistryView:
 
     # Answers
 
+    def knows(self, adapter_id: str) -> bool:
+        """Whether there is an adapter of this name that is not retired."""
+        return adapter_id in self._snapshot.adapters
+
     def resolve(
         self,
         adapter_id: str,

@@ -27,6 +27,7 @@ from server.api import (
     admin_experiments,
     admin_groups,
     admin_limits,
+    admin_registry,
     admin_store,
     admin_users,
     chat,
@@ -45,7 +46,7 @@ from server.engine.vllm import STEERING_HEADERS
 from server.freshness import RefreshAfterWrites
 from server.limiting import Limiting, Limits
 from server.limits import BodyLimit, DropHeaders, HeadLimit
-from server.live import Live, health_of, listen_to_the_canary, start_live
+from server.live import Live, follow_retirements, health_of, listen_to_the_canary, start_live
 from server.meter import Metering
 from server.metrics import Metrics
 from server.openapi import describe
@@ -68,6 +69,7 @@ ROUTES = (
     admin_limits,  # before the users, whose ids in paths may be anything
     admin_users,
     admin_groups,
+    admin_registry,
     admin_store,
     admin_experiments,
     admin_engine,
@@ -88,7 +90,7 @@ def create_app(
     view = RegistryView(registry, settings.registry_poll_seconds)
 
     async def start() -> Live:
-        live = await start_live(settings, view, registry.store, canary, app.state, metrics)
+        live = await start_live(settings, view, registry.store, canary, app.state, metrics, base)
         log.info("ready", model=settings.base_name)
         return live
 
@@ -105,7 +107,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asking = listen_to_the_canary(canary, supervisor, settings.canary_seconds)
-        tasks = [asyncio.create_task(work) for work in (keep_an_engine(), asking, budgets.run())]
+        following = follow_retirements(view, supervisor, settings.registry_poll_seconds)
+        works = (keep_an_engine(), asking, budgets.run(), following)
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             with view:
                 yield

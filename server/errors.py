@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters import errors as domain
@@ -141,6 +142,7 @@ MEANINGS: dict[type[domain.AdapterError], Meaning] = {
     domain.StoreError: Meaning(503, "server_error", "store_unavailable"),
     domain.StoreFull: Meaning(507, "server_error", "store_full"),
     domain.CorruptArtifact: Meaning(503, "server_error", "corrupt_artifact"),
+    domain.InvalidExport: Meaning(422, "invalid_request_error", "invalid_export"),
 }
 
 
@@ -216,6 +218,12 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     return _ErrorAnswer(body, error.status_code, error.headers)
 
 
+async def _on_client_gone(request: Request, error: Exception) -> JSONResponse:
+    """Nobody reads this: the connection is closed."""
+    log.info("client_left", path=request.url.path)
+    return error_response(BadRequest("the request broke off before its end"))
+
+
 async def _on_unforeseen(request: Request, error: Exception) -> JSONResponse:
     log.error("unforeseen_error", path=request.url.path, exc_info=error)
     return error_response(
@@ -230,4 +238,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(OSError, _on_disk)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_unforeseen)

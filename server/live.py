@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 from starlette.datastructures import State
 
+from adapters.base import BaseModelInfo
 from adapters.store import Store
 from adapters.view import RegistryView
 from server.admission import FairSlots
@@ -55,6 +56,7 @@ async def start_live(
     canary: Canary,
     state: State,
     witness: Witness,
+    base: BaseModelInfo,
 ) -> Live:
     """Start an engine, which takes tens of seconds. Raises whatever vLLM and the canary raise."""
     engine = await Engine.start(settings, state)
@@ -70,7 +72,18 @@ async def start_live(
     )
     room = settings.adapter_memory_bytes
     pool = AdapterPool(engine, store.lease, slots, memory_bytes=room, witness=witness)
-    return Live(engine, pool, Router(view, pool, canary, settings.base_name))
+    router = Router(view, pool, canary, settings.base_name, base.fingerprint)
+    return Live(engine, pool, router)
+
+
+async def follow_retirements(
+    view: RegistryView, supervisor: Supervisor[Live], pause_seconds: float
+) -> None:
+    """For ever, take out of the engine what was retired, wherever that was done."""
+    while True:
+        await asyncio.sleep(pause_seconds)
+        if live := supervisor.running:
+            live.pool.retire_unless(view.knows)
 
 
 async def listen_to_the_canary(

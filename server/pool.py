@@ -132,6 +132,12 @@ class AdapterPool:
                 if not resident.users:
                     self._remove(resident)
 
+    def retire_unless(self, living: Callable[[str], bool]) -> None:
+        """Retire every adapter that is not `living`."""
+        for adapter_id in {r.version.adapter_id for r in self._residents.values()}:
+            if not living(adapter_id):
+                self.retire(adapter_id)
+
     @property
     def loaded(self) -> list[AdapterVersion]:
         """The versions that the engine holds, least recently used first."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from starlette.concurrency import run_in_threadpool
 
 from adapters.accounts import Caller, Role
-from adapters.errors import AdapterNotFound, InvalidName
+from adapters.errors import AdapterNotFound, IncompatibleBase, InvalidName
 from adapters.names import BASE, AdapterRef, parse_ref
+from adapters.registry import AdapterVersion
 from adapters.versions import Choice
 from adapters.view import NotInMemory, RegistryView
 from server.canary import Canary
@@ -112,8 +113,10 @@ class Router:
     """Takes a request's selection to a loaded adapter; one for the application."""
 
     def __init__(
-        self, view: RegistryView, pool: AdapterPool, canary: Canary, base_name: str
+        self, view: RegistryView, pool: AdapterPool, canary: Canary, base_name: str, base: str
     ) -> None:
+        """`base` is the fingerprint of the base model."""
+        self._base = base
         self._view = view
         self._canary = canary
         self._pool = pool
@@ -136,6 +139,7 @@ class Router:
         if version is None:
             meter.enter(Phase.GENERATE)
             return Route(self._base_name, salt, BASE, arm)
+        self._refuse_other_base(version)
         self._canary.refuse_quarantined(version)
         name = await held.enter_async_context(self._pool.using(version))
         meter.enter(Phase.GENERATE)
@@ -151,6 +155,17 @@ class Router:
             return select(*wish, blocking=False)
         except NotInMemory:
             return await run_in_threadpool(select, *wish)
+
+    def _refuse_other_base(self, version: AdapterVersion) -> None:
+        """A registry outlives its server, which may be started with another model."""
+        if version.base_fingerprint != self._base:
+            raise IncompatibleBase(
+                [
+                    f"{version.ref} was published for another base model"
+                    f" ({version.base_fingerprint[:19]}…) than the one served ({self._base[:19]}…):"
+                    " publish it again here, or serve that one"
+                ]
+            )
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""

@@ -149,7 +149,10 @@ def test_collecting_exporting_and_importing(
     (row,) = json.loads(run(adapters_app, "list", "--json", *new, here=False).output)
     assert (row["adapter"], row["active_version"]) == ("kept", 1)
     far = ("--server", "http://127.0.0.1:9", "--key", "k")
-    assert "on the registry itself" in run(adapters_app, "export", "x", *far, fails=True).stderr
+    for verb, folder in (("export", "x"), ("import", "moved")):
+        refused = run(adapters_app, verb, tmp_path / folder, *far, fails=True)
+        assert "No server answers" in refused.stderr
+    assert "on the registry itself" in run(db_app, "upgrade", *far, fails=True).stderr
 
 
 def test_bad_adapters_are_one_sentence(run: Run, craft: Callable[..., Path]) -> None:

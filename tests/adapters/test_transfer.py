@@ -1,6 +1,7 @@
 """A whole registry moves: from one kind of database to the other, numbers, keys and bytes."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from adapters.base import BaseModelInfo
 from adapters.db import Base, reading
 from adapters.errors import AdapterError, Conflict, StoreError, StoreFull
 from adapters.registry import Registry, open_registry
+from adapters.tables import LONGEST_ROW
 from adapters.transfer import export_registry, import_registry
+from adapters.view import RegistryView
 
 Craft = Callable[..., Path]
 
@@ -74,9 +77,13 @@ def test_everything_arrives(
     registry, key = filled
     told = export_registry(registry, tmp_path / "moved")
     assert all(told.rows.values()), told.rows
-    assert (told.rows["versions"], told.blobs) == (4, 4)
-    assert import_registry(empty, tmp_path / "moved") == told
-    assert rows(empty) == rows(registry)
+    assert (told.rows["versions"], told.blobs) == (4, 3)  # nobody can ask for what is retired
+    assert import_registry(empty, tmp_path / "moved", actor="ann") == told
+    line = empty.audit()[0]
+    assert (line.actor, line.action, line.details) == ("ann", "registry.import", told.rows)
+    arrived = rows(empty)
+    arrived["audit"] = [row for row in arrived["audit"] if "registry.import" not in row]
+    assert arrived == rows(registry)
     caller = empty.accounts.verify_key(key)
     assert caller is not None
     assert caller.user_id == "ann"
@@ -104,6 +111,22 @@ def test_nothing_is_merged_or_replaced(
     assert rows(empty) == before
 
 
+def test_the_admin_key_of_a_first_start_stays(
+    filled: tuple[Registry, str], empty: Registry, tmp_path: Path
+) -> None:
+    registry, _ = filled
+    _, mine = empty.accounts.create_key(Role.ADMIN)
+    view = RegistryView(empty)
+    export_registry(registry, tmp_path / "moved")
+    import_registry(empty, tmp_path / "moved")
+    assert len(rows(empty)["audit"]) == len(rows(registry)["audit"]) + 2
+    view.refresh()
+    assert view.verify_key(mine) is not None
+    assert view.resolve("concise", user_id="ben").version == 2
+    with pytest.raises(Conflict, match="not empty"):
+        import_registry(empty, tmp_path / "moved")
+
+
 def cut_the_head(folder: Path) -> None:
     (folder / "export.json").unlink()
 
@@ -115,6 +138,50 @@ def lose_a_line(folder: Path) -> None:
 
 def spoil_a_line(folder: Path) -> None:
     (folder / "tables" / "users.jsonl").write_text('{"id": "ann"\n')
+
+
+def line_of(folder: Path, table: str, **other: Any) -> None:
+    """Change a table's first row, as no registry could have written it."""
+    file = folder / "tables" / f"{table}.jsonl"
+    first, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps({**json.loads(first), **other}), *rest, ""]))
+
+
+def name_an_adapter_badly(folder: Path) -> None:
+    line_of(folder, "adapters", id="../up")
+
+
+def make_up_a_role(folder: Path) -> None:
+    line_of(folder, "api_keys", role="emperor")
+
+
+def swap_a_type(folder: Path) -> None:
+    line_of(folder, "versions", rank="4")
+
+
+def overflow_a_number(folder: Path) -> None:
+    line_of(folder, "versions", engine_id=2**40)
+
+
+def leave_out_a_zone(folder: Path) -> None:
+    line_of(folder, "users", created="2026-01-01T00:00:00")
+
+
+def leave_out_what_must_be(folder: Path) -> None:
+    line_of(folder, "users", created=None)
+
+
+def lose_a_blob(folder: Path) -> None:
+    shutil.rmtree(next((folder / "blobs").iterdir()))
+
+
+def lose_half_a_blob(folder: Path) -> None:
+    next((folder / "blobs").rglob("adapter_config.json")).unlink()
+
+
+def write_a_line_without_end(folder: Path) -> None:
+    table = folder / "tables" / "users.jsonl"
+    table.write_bytes(b'{"id": "' + b"a" * (LONGEST_ROW + 10))
 
 
 def break_a_rule(folder: Path) -> None:
@@ -136,7 +203,23 @@ def come_from_another_time(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [cut_the_head, lose_a_line, spoil_a_line, break_a_rule, flip_a_bit, come_from_another_time],
+    [
+        cut_the_head,
+        lose_a_line,
+        spoil_a_line,
+        break_a_rule,
+        flip_a_bit,
+        come_from_another_time,
+        name_an_adapter_badly,
+        make_up_a_role,
+        swap_a_type,
+        overflow_a_number,
+        leave_out_a_zone,
+        leave_out_what_must_be,
+        lose_a_blob,
+        lose_half_a_blob,
+        write_a_line_without_end,
+    ],
 )
 def test_what_is_not_whole_is_refused_and_leaves_no_row(
     filled: tuple[Registry, str],

@@ -105,7 +105,9 @@ class Scripted:
 
 
 def version(engine_id: int) -> AdapterVersion:
-    return AdapterVersion("a", engine_id, engine_id, "sha256:0", 4, 1, datetime.now(UTC))
+    return AdapterVersion(
+        "a", engine_id, engine_id, "sha256:0", 4, 1, datetime.now(UTC), "sha256:1"
+    )
 
 
 def canary() -> Canary:

@@ -60,6 +60,11 @@ def seconds_until(condition: Callable[[], bool], limit: float = 20) -> float:
     return time.monotonic() - began
 
 
+def resident(server: Server) -> list[str]:
+    found: list[str] = server.call("GET", "/admin/engine")["resident"]
+    return found
+
+
 def models(server: Server, key: str) -> httpx.Response:
     return httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"})
 
@@ -83,6 +88,17 @@ def test_a_change_on_one_is_in_force_on_the_other(
     assert seconds_until(lambda: shown(other, key) == ["voice@2"]) < 1
     assert other.ask(key, QUESTION) == one.ask(key, QUESTION)
     assert other.ask(key, QUESTION, "voice@1")[1] == "voice@1"
+
+    # What is retired leaves the memory of every server's engine.
+    assert "voice@2" in resident(other)
+    one.upload("voices", folders["pirate"])
+    key = one.create_user("eve", "voices")
+    assert seconds_until(lambda: shown(other, key) == ["voices@1"]) < 1
+    assert other.ask(key, QUESTION)[1] == "voices@1"
+    assert "voices@1" in resident(other)
+    one.call("DELETE", "/admin/adapters/voices")
+    assert seconds_until(lambda: "voices@1" not in resident(other)) < 2
+    assert "voice@2" in resident(other)
 
     key_id = key.split("_")[1]
     one.call("DELETE", f"/admin/keys/{key_id}")
