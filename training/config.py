@@ -8,6 +8,7 @@ those are the experiment's. A config that exists is in range.
 
 # ruff: noqa: RUF009 - setting() is dataclasses.field with the help line beside the value
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,10 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from training.errors import ConfigError
 from training.losses import AnchorType, PreferenceType
@@ -86,6 +91,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        self._refuse_sharding()
         if self.method == "sft":
             self.loss_type = "sft"
         if self.method != "bapo" or self.anchor_weight == 0:
@@ -104,6 +110,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(_first_line(error)) from error
+        self._check_trackers()
 
     @property
     def anchored(self) -> bool:
@@ -118,6 +125,24 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     def hyperparameters(self) -> dict[str, Any]:
         """What shaped the result, for the manifest: our own fields and the optimiser's."""
         return {name: getattr(self, name) for name in _RECORDED}
+
+    def _check_trackers(self) -> None:
+        for name in self.report_to or ():
+            if name not in INTEGRATION_TO_CALLBACK:
+                known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+                raise ConfigError(f"There is no tracker '{name}' for report_to; there are {known}.")
+            if name not in get_available_reporting_integrations():
+                raise ConfigError(f"report_to {name} needs its package: pip install {name}.")
+
+    def _refuse_sharding(self) -> None:
+        """Where each process has but a part of the weights, none can write or check the adapter."""
+        for engine, asked in (("FSDP", self.fsdp), ("DeepSpeed", self.deepspeed)):
+            if asked or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true":
+                raise ConfigError(
+                    f"{engine} is not supported: train data-parallel (torchrun, or accelerate with"
+                    " MULTI_GPU or MULTI_CPU); for a large base give load_in_4bit or"
+                    " gradient_checkpointing."
+                )
 
     def _check_ranges(self) -> None:
         for name in ("method", "loss_type", "anchor_type", "anchor_on", "anchor_engine"):

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from training.cli import MORE_SETTINGS, Model, Words, file_and_settings, spoken_errors
 from training.errors import ConfigError
+from training.forking import begin
 
 if TYPE_CHECKING:
     from training.config import Experiment
@@ -69,6 +70,7 @@ def _fleet(
     """
     with spoken_errors():
         file, settings = file_and_settings(words or [])
+        begin(workers)  # beside the imports that follow
         from training.config import experiment, read_settings
         from training.progress import counting
         from training.users import users_of

@@ -47,26 +47,32 @@ class _LowRankLinear(torch.autograd.Function):  # type: ignore[misc]
 class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
     """log softmax(h Wᵀ + b)[target] of each row, with W and b frozen; the gradient at once.
 
-    h (N, H), targets (N,), W (V, H), b (V,) or None; (N,) float32 or better. The gradient
-    of row n is W[target] - softmax · W, known as soon as the logits are; so they go slice
-    by slice, `at_once` rows each, and are never kept.
+    h (N, H), targets (N,), W (V, H), b (V,) or None; (N,) float32 or better. The gradient of row n
+    is W[target] - softmax · W, which is made with the logits, so that no logits are kept. They go
+    block by block, `tile` = (rows, columns) of them, and softmax · W is summed as attention sums
+    its values when it goes over the keys in blocks: against the largest logit until now, the sums
+    of before being scaled down when a larger one comes (Milakov & Gimelshein, arXiv 1805.02867).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None, at_once: int
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tile: tuple[int, int],
     ) -> Tensor:
-        parts = []
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for start in range(0, len(hidden), at_once):
-            rows = slice(start, start + at_once)
-            logits = _at_least_float32(F.linear(hidden[rows], weight, bias))
-            total = logits.logsumexp(-1, keepdim=True)
-            hit = logits.gather(1, targets[rows, None])
-            parts.append((hit - total).squeeze(1))
+        parts = []
+        for start in range(0, len(hidden), tile[0]):
+            rows = slice(start, start + tile[0])
+            logprobs, mean = _scored(
+                hidden[rows], targets[rows], weight, bias, tile[1], with_mean=slopes is not None
+            )
+            parts.append(logprobs)
             if slopes is not None:
-                chance = logits.sub_(total).exp_().to(weight.dtype)
-                slopes[rows] = weight[targets[rows]] - chance @ weight
+                slopes[rows] = weight[targets[rows]] - mean
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return torch.cat(parts)
@@ -78,9 +84,44 @@ class _FrozenHead(torch.autograd.Function):  # type: ignore[misc]
         return (gradient[:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
-def target_logprobs(hidden: Tensor, targets: Tensor, head: nn.Linear, at_once: int) -> Tensor:
-    """log softmax(head(hidden))[target], (N,), for a head that `is_frozen_linear`."""
-    of_all: Tensor = _FrozenHead.apply(hidden, targets, head.weight, head.bias, at_once)
+def _scored(
+    hidden: Tensor,  # (n, H)
+    targets: Tensor,  # (n,)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
+    width: int,
+    *,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """log softmax(h Wᵀ + b)[target], (n,), and softmax · W, (n, H), going over V in blocks."""
+    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    peak = hidden.new_full((len(hidden), 1), -torch.inf, dtype=dtype)
+    total, hit = torch.zeros_like(peak), torch.zeros_like(peak)
+    mean = hidden.new_zeros(hidden.shape if with_mean else (1, 1), dtype=dtype)
+    for start in range(0, len(weight), width):
+        part = weight[start : start + width]
+        shift = bias[start : start + width] if bias is not None else None
+        logits = F.linear(hidden, part, shift).to(dtype)  # (n, width)
+        column = targets[:, None] - start  # (n, 1)
+        nearest = column.clamp(0, len(part) - 1)
+        hit = torch.where(column == nearest, logits.gather(1, nearest), hit)
+        before, peak = peak, torch.maximum(peak, logits.amax(-1, keepdim=True))
+        shrink = (before - peak).exp_()
+        chance = logits.sub_(peak).exp_()
+        total = total.mul_(shrink).add_(chance.sum(-1, keepdim=True))
+        if with_mean:
+            mean = mean.mul_(shrink).add_(chance.to(weight.dtype) @ part)
+    return (hit - peak - total.log()).squeeze(1), mean / total
+
+
+def target_logprobs(
+    hidden: Tensor, targets: Tensor, head: nn.Linear, tile: tuple[int, int]
+) -> Tensor:
+    """log softmax(head(hidden))[target], (N,), for a head that `is_frozen_linear`.
+
+    No more than `tile` = (rows, columns) of logits are held at a time.
+    """
+    of_all: Tensor = _FrozenHead.apply(hidden, targets, head.weight, head.bias, tile)
     return of_all
 
 
@@ -139,7 +180,3 @@ def _autocast(x: Tensor) -> bool:
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type) if _autocast(x) else x.dtype
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()

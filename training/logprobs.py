@@ -25,7 +25,9 @@ from training.model import reference
 LOGITS_AT_ONCE = 2**26
 """Logits (tokens · vocabulary) held at a time; beyond, the head runs in slices."""
 LOGITS_IN_CACHE = 2**22
-"""The same for a frozen head, whose slices cost nothing: as many as stay near the cores."""
+"""The same for a frozen head, whose blocks cost nothing: as many as stay near the cores."""
+WIDTH = 2**13
+"""Columns of the vocabulary in such a block; the more rows it has, the rarer weights are read."""
 
 
 def sequence_logprobs(model: nn.Module, batch: PackedRows) -> Tensor:
@@ -91,12 +93,13 @@ def token_logprobs(
     """log softmax(head(hidden))[target], (N,) float32, from hidden (N, H) and targets (N,).
 
     No more than `logits_at_once` logits are ever held, so that peak memory does not grow with
-    the number of tokens: a frozen head's gradient is made with them, for another one backward
-    computes them again.
+    the number of tokens: a frozen head's gradient is made with them, block by block of tokens and
+    vocabulary; for another one backward computes them again.
     """
     if is_frozen_linear(head):
-        at_once = max(1, min(logits_at_once, LOGITS_IN_CACHE) // head.weight.shape[0])
-        return target_logprobs(hidden, targets, cast(nn.Linear, head), at_once)
+        at_once = min(logits_at_once, LOGITS_IN_CACHE)
+        width = min(WIDTH, at_once, head.weight.shape[0])
+        return target_logprobs(hidden, targets, cast(nn.Linear, head), (at_once // width, width))
     return _in_slices(_score, hidden, targets, head, logits_at_once)
 
 

@@ -1,6 +1,6 @@
 """A fleet in several processes, each with the base in memory and a company of users at a time.
 
-Owns the processes: how many fit, how they start (from Python's forkserver, which imports
+Owns the processes: how many fit, how they start (from a forkserver, `forking.py`, which imports
 once for all of them), and that they end with the one that started them. Refuses the
 training, which is `fleet`'s. A small model does not keep two cores busy with one user: two
 processes of one thread each are faster than one of two.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ import torch
 from training.config import BAPOConfig
 from training.errors import Stopped, TrainingError
 from training.fleet import COMPANY, Outcome, Publish, keep, of_shard, train_company
+from training.forking import begin, cores, threads_of
 from training.model import ResidentBase, load_base
 from training.progress import Tick, silent
 from training.users import UserData, Users
@@ -44,7 +44,7 @@ def fitting_workers(model: str, users: int) -> int:
     if torch.accelerator.is_available() or not weights:
         return 1
     carried = psutil.virtual_memory().available // (ROOM_A_WORKER + BYTES_A_BYTE * weights)
-    return max(1, min(_cores(), int(carried), users))
+    return max(1, min(cores(), int(carried), users))
 
 
 def train_fleet_with(
@@ -67,12 +67,12 @@ def train_fleet_with(
     out.mkdir(parents=True, exist_ok=True)
     size = max(1, min(COMPANY, len(users) // (COMPANIES_A_WORKER * count)))
     mine = of_shard(users, shard)
-    _start_importing(max(1, _cores() // count))
+    begin(count)
     pool = ProcessPoolExecutor(
         count,
         mp_context=multiprocessing.get_context("forkserver"),
         initializer=_become_worker,
-        initargs=(model, config, publishing),
+        initargs=(threads_of(count), model, config, publishing),
     )
     running: set[Future[list[Outcome]]] = set()
     try:
@@ -101,22 +101,9 @@ _worker: tuple[ResidentBase, Publish | None]
 """What a worker process has in memory; set as it starts."""
 
 
-def _start_importing(threads: int) -> None:
-    # Whatever was set is for one process: more threads than cores wait for each other by spinning,
-    # and were measured to be ten times slower.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    forkserver.set_forkserver_preload(["training.workers"])
-    # Ctrl-C in the middle of imports would show; the workers hear it again once they work.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _become_worker(model: str, config: BAPOConfig, publishing: MakePublish) -> None:
+def _become_worker(threads: int, model: str, config: BAPOConfig, publishing: MakePublish) -> None:
     global _worker
+    torch.set_num_threads(threads)  # fewer may have come to be than it was begun for
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -137,7 +124,3 @@ def _end_with_the_first() -> None:
 def _train_company(company: list[UserData], out: Path, config: BAPOConfig) -> list[Outcome]:
     base, publish = _worker
     return list(train_company(base, company, out, config, publish=publish))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

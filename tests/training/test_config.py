@@ -51,6 +51,8 @@ def test_text_becomes_the_type_of_its_setting() -> None:
         ({"sft_weight": 1, "method": "sft"}, "sft_weight adds SFT to another loss_type"),
         ({"anchor_on": "rejected"}, "anchor_on"),
         ({"anchor_on": "chosen", "anchor_answers": 2}, "anchor_on chosen goes without"),
+        ({"report_to": "notepad"}, "There is no tracker 'notepad'"),
+        ({"report_to": "tensorboard"}, "pip install tensorboard"),
         ({"dpop_weight": -1}, "dpop_weight must be at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
         ({"lora_rank": 513}, "lora_rank must be at most 512"),
@@ -61,6 +63,18 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         config_of(settings | {"use_cpu": True})
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
+def test_sharding_is_refused_however_it_is_asked_for(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"fsdp": "full_shard"} if engine == "FSDP" else {"deepspeed": "zero3.json"}
+    with pytest.raises(ConfigError, match=f"{engine} is not supported: train data-parallel"):
+        config_of(asked | {"use_cpu": True})
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")  # `accelerate launch` does so
+    with pytest.raises(ConfigError, match=f"{engine} is not supported"):
+        BAPOConfig(use_cpu=True)
 
 
 def test_a_value_out_of_range_is_named_in_python_too() -> None:

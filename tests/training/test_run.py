@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from adapters.artifact import ADAPTER_FILES, read_manifest
+from adapters.errors import InvalidAdapter
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
@@ -232,6 +233,15 @@ def test_weights_that_were_saved_wrong_are_not_kept(
     monkeypatch.setattr("training.writing.save", halved)
     with pytest.raises(ModelError, match="does not score as the trained one"):
         train_adapter(base, pairs, tmp_path / "out" / "a", quick(method="dpo"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_no_server_would_take_is_not_written(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    wild = quick(method="dpo", learning_rate=300.0, max_grad_norm=0.0, num_train_epochs=2)
+    with pytest.raises(InvalidAdapter, match="cannot be served"):
+        train_adapter(base, pairs, tmp_path / "out" / "a", wild)
     assert list((tmp_path / "out").iterdir()) == []
 
 

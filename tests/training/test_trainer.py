@@ -4,12 +4,16 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
+from transformers import TrainerCallback
+from transformers.integrations import integration_utils
 
+import training.config as config_module
 from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.encoding import EncodedPair, encode_pairs
@@ -66,6 +70,28 @@ def test_it_learns_the_preference_and_logs_under_trls_names(
     steps = [line for line in trainer.state.log_history if "loss" in line]
     assert len(steps) == 6
     assert steps[0].keys() >= OF_DPO | OF_THE_ANCHOR
+
+
+def test_a_tracker_is_told_the_same_figures(
+    base: ResidentBase,
+    quick: Quick,
+    anchored: list[EncodedPair],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            told.append(dict(logs))
+
+    # The trackers' packages are not here; how transformers finds them is not ours.
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    for module in (integration_utils, config_module):
+        monkeypatch.setattr(module, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    trainer, _ = fit(base, quick(report_to="tensorboard", logging_steps=1), anchored)
+    steps = [line for line in told if "loss" in line]
+    assert len(steps) == trainer.state.global_step > 0
+    assert all(line.keys() >= OF_DPO | OF_THE_ANCHOR for line in steps)
 
 
 def test_dpo_is_the_same_without_the_anchor(
