@@ -114,7 +114,7 @@ def train_adapter(
             clock.lap("training")
             manifest = _manifest(name or target.name, base, data, ready, config, metrics)
             if config.should_save:
-                write_adapter(policy, manifest, ready.pairs, target, base.info)
+                write_adapter(policy, manifest, ready.pairs, target)
     if config.should_save and config.save_strategy == "no" and config.checkpoints_beside_result:
         shutil.rmtree(checkpoints, ignore_errors=True)  # at most a stopped run's, now finished
     clock.lap("writing")

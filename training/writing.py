@@ -17,10 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
 from adapters.artifact import Manifest, write_manifest
-from adapters.base import BaseModelInfo
-from adapters.validation import Limits, validate
 from training.card import model_card
-from training.config import MAX_LORA_RANK
 from training.encoding import EncodedPair
 from training.errors import ConfigError, ModelError
 from training.model import reference
@@ -33,9 +30,6 @@ PARITY_NATS = 1e-3
 PARITY_SHARE = 0.01
 """... this share of what the adapter changes at all."""
 
-
-ANY_RANK = Limits(max_rank=MAX_LORA_RANK, max_bytes=2**40)
-"""What a server takes at most is its own setting; here it is what vLLM could serve at all."""
 
 DRAFT, OLD = "tmp", "old"
 """What a process adds to an adapter's name while it writes, and while it replaces another."""
@@ -65,17 +59,12 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 
 def write_adapter(
-    policy: PeftModel,
-    manifest: Manifest,
-    sample: Sequence[EncodedPair],
-    target: Path,
-    base: BaseModelInfo,
+    policy: PeftModel, manifest: Manifest, sample: Sequence[EncodedPair], target: Path
 ) -> None:
     """Write adapter, manifest and model card; `sample` is what parity is checked on.
 
     Raises ModelError where the training changed nothing, or the saved adapter does not
-    score as the trained one; InvalidAdapter for what no registry takes and vLLM refuses; OSError
-    where the disk fails. Either way nothing is left.
+    score as the trained one; OSError where the disk fails. Either way nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = _beside(target, DRAFT)
@@ -85,7 +74,6 @@ def write_adapter(
         _write_peft(policy, manifest.base.name, draft)
         _check_parity(policy, draft, sample[:PARITY_PAIRS])
         write_manifest(draft, manifest)
-        validate(draft, base, ANY_RANK)
         (draft / "README.md").write_bytes(model_card(manifest).encode())
         for path in (*draft.iterdir(), draft):
             _sync(path)

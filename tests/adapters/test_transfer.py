@@ -76,7 +76,8 @@ def test_everything_arrives(
 ) -> None:
     registry, key = filled
     told = export_registry(registry, tmp_path / "moved")
-    assert all(told.rows.values()), told.rows
+    counted = {"token_usage", "allowances"}  # a server fills these, where there is metering
+    assert all(rows for table, rows in told.rows.items() if table not in counted), told.rows
     assert (told.rows["versions"], told.blobs) == (4, 3)  # nobody can ask for what is retired
     assert import_registry(empty, tmp_path / "moved", actor="ann") == told
     line = empty.audit()[0]

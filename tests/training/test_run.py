@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save
 
 from adapters.artifact import ADAPTER_FILES, read_manifest
-from adapters.errors import InvalidAdapter
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
@@ -97,7 +96,7 @@ def test_an_anchor_on_the_chosen_answer_asks_for_no_base_answers(
     config = quick(anchor_on="chosen", anchor_type="kl", anchor_weight=0.1)
     result = train_adapter(base, pairs, tmp_path / "a", config)
     assert not (tmp_path / "base-answers.jsonl").exists()
-    assert result.metrics["train/logps/base"] == result.metrics["train/logps/chosen"]
+    assert result.metrics["train/logps/base"] == pytest.approx(result.metrics["train/logps/chosen"])
     assert result.metrics["train/anchor/loss"] > 0
     assert forecast(base, pairs, config).answers_to_make == 0
 
@@ -233,15 +232,6 @@ def test_weights_that_were_saved_wrong_are_not_kept(
     monkeypatch.setattr("training.writing.save", halved)
     with pytest.raises(ModelError, match="does not score as the trained one"):
         train_adapter(base, pairs, tmp_path / "out" / "a", quick(method="dpo"))
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_what_no_server_would_take_is_not_written(
-    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
-) -> None:
-    wild = quick(method="dpo", learning_rate=300.0, max_grad_norm=0.0, num_train_epochs=2)
-    with pytest.raises(InvalidAdapter, match="cannot be served"):
-        train_adapter(base, pairs, tmp_path / "out" / "a", wild)
     assert list((tmp_path / "out").iterdir()) == []
 
 
