@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from adapters.accounts import Role
+from adapters.allowances import Allowance
+from adapters.arms import Arm
 from adapters.base import BaseModelInfo
 from adapters.db import Base, reading
 from adapters.errors import AdapterError, Conflict, StoreError, StoreFull
@@ -44,6 +46,10 @@ def filled(registry: Registry, craft: Craft, base: BaseModelInfo) -> tuple[Regis
     registry.retire("gone")
     registry.set_grants("concise", everyone=False, users=["ben"], groups=["staff"])
     registry.assign("ben", "concise")
+    registry.allowances.set("ben", Allowance(streams=3))
+    registry.experiments.create("tone", [Arm.of("plain", "base"), Arm.of("short", "concise")])
+    registry.experiments.enrol("tone", users=["ben"])
+    registry.experiments.start("tone")
     return registry, accounts.create_key(Role.USER, "ann")[1]
 
 
@@ -76,7 +82,7 @@ def test_everything_arrives(
 ) -> None:
     registry, key = filled
     told = export_registry(registry, tmp_path / "moved")
-    counted = {"token_usage", "allowances"}  # a server fills these, where there is metering
+    counted = {"token_usage"}  # which a server fills
     assert all(rows for table, rows in told.rows.items() if table not in counted), told.rows
     assert (told.rows["versions"], told.blobs) == (4, 3)  # nobody can ask for what is retired
     assert import_registry(empty, tmp_path / "moved", actor="ann") == told
