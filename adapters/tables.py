@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.accounts import Role
-from adapters.arms import State
+from adapters.arms import LARGEST_WEIGHT, State
 from adapters.db import EVERYBODY, AuditRow, Base, KeyRow, UtcTime
 from adapters.errors import Conflict, InvalidExport
 from adapters.files import write_durably
@@ -57,7 +57,7 @@ RULES: Mapping[str, Rule] = {
     "quotas.owner": lambda owner: owner == EVERYBODY or is_user_id(owner),
     "api_keys.role": lambda role: role in list(Role),
     "experiments.state": lambda state: state in list(State),
-    "experiment_arms.weight": lambda weight: weight > 0,
+    "experiment_arms.weight": lambda weight: 0 <= weight <= LARGEST_WEIGHT,
     "engine_id": lambda number: 0 < number <= LARGEST_VERSION,
     "version": lambda number: 0 < number <= LARGEST_VERSION,
     "active_version": lambda number: 0 < number <= LARGEST_VERSION,
