@@ -1,8 +1,9 @@
 """Whose turn is it? Fair shares of the few adapters that the engine can run at once.
 
-Owns the queue in front of the engine: at most `slots` different adapters run at a time, those that
-wait are served in order of arrival, and no wait is longer than `max_wait` seconds. Knows neither
-adapters nor the engine; a key is anything hashable.
+Owns the queues in front of the engine. One user has so many requests there and no more
+(`UserPlaces`), or the whole batch would be his. At most `slots` different adapters run at a time
+(`FairSlots`), those that wait are served in order of arrival, and no wait is longer than `max_wait`
+seconds. Knows neither users, adapters nor the engine; a key is anything hashable.
 
 vLLM alone lets requests for running adapters pass one that waits for a slot, for as long as they
 keep coming. Here an adapter has a turn. While others wait and its turn is older than
@@ -20,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from server.errors import AdapterBusy
+from server.errors import AdapterBusy, TooManyAtOnce
 
 K = TypeVar("K", bound=Hashable)
 
@@ -128,3 +129,51 @@ class FairSlots(Generic[K]):
             turn.running += len(line)
             for place in line:
                 place.set_result(None)
+
+
+@dataclass
+class _Line:
+    """One user's requests: those that run, behind the semaphore, and those in front of it."""
+
+    places: asyncio.Semaphore
+    requests: int = 0
+
+
+class UserPlaces(Generic[K]):
+    """`places` for each key; as many requests again wait, in order; used from one event loop."""
+
+    def __init__(self, places: int, *, max_wait: float) -> None:
+        self._places = places
+        self._max_wait = max_wait
+        self._lines: dict[K, _Line] = {}
+
+    @asynccontextmanager
+    async def place(self, key: K) -> AsyncIterator[None]:
+        """Inside, the request may run. Raises TooManyAtOnce, at once or after `max_wait`."""
+        line = self._lines.setdefault(key, _Line(asyncio.Semaphore(self._places)))
+        if line.requests >= 2 * self._places:
+            raise TooManyAtOnce(
+                f"{line.requests} requests of yours are running or waiting: try again when some"
+                " have ended"
+            )
+        line.requests += 1
+        try:
+            await self._wait(line)
+            try:
+                yield
+            finally:
+                line.places.release()
+        finally:
+            line.requests -= 1
+            if not line.requests:
+                del self._lines[key]
+
+    async def _wait(self, line: _Line) -> None:
+        try:
+            async with asyncio.timeout(self._max_wait):
+                await line.places.acquire()
+        except TimeoutError:
+            raise TooManyAtOnce(
+                f"{self._places} requests of yours have been running for {self._max_wait:g}"
+                " seconds: try again when some have ended"
+            ) from None

@@ -64,9 +64,10 @@ def _optional_live(supervisor: Annotated[Supervisor[Live], Depends(_supervisor)]
     return supervisor.running
 
 
-def _live(live: Annotated[Live | None, Depends(_optional_live)]) -> Live:
+def _live(supervisor: Annotated[Supervisor[Live], Depends(_supervisor)]) -> Live:
+    live = supervisor.running
     if live is None:
-        raise EngineUnavailable("the engine is starting; try again in a few seconds")
+        raise EngineUnavailable(supervisor.outlook, retry_after=supervisor.seconds_to_wait)
     return live
 
 
@@ -78,10 +79,10 @@ def _base(request: Request) -> BaseModelInfo:
     return cast(BaseModelInfo, request.app.state.base)
 
 
-async def _routes(live: Annotated[Live, Depends(_live)]) -> AsyncIterator[Routes]:
+async def _routes(request: Request, live: Annotated[Live, Depends(_live)]) -> AsyncIterator[Routes]:
     """Ends, and gives the adapter back, once the last byte of the answer is sent."""
     async with AsyncExitStack() as held:
-        yield Routes(live.router, held)
+        yield Routes(live.router, held, request.receive)
 
 
 def _settings(request: Request) -> Settings:

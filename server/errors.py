@@ -27,12 +27,16 @@ from adapters.files import as_store_error
 log = structlog.get_logger(__name__)
 
 ANTHROPIC = "/v1/messages"
+RETRY_AFTER = 5
+COME_BACK = frozenset({429, 503})
 
 
 class ServerError(Exception):
     """A request that this room refuses; `str()` is the sentence for the client."""
 
     status, type, code = 500, "server_error", "internal_error"
+    retry_after = RETRY_AFTER
+    """Seconds, for the statuses that invite to come back."""
 
     headers: Sequence[tuple[str, str]] = ()
 
@@ -81,10 +85,31 @@ class HeadTooLarge(ServerError):
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
+class TooSlow(ServerError):
+    status, type, code = 408, "invalid_request_error", "request_timeout"
+
+
+class TooManyAtOnce(ServerError):
+    """One user has more requests running and waiting than he may."""
+
+    status, type, code = 429, "rate_limit_error", "too_many_requests"
+
+
+class ClientLeft(ServerError):
+    """Nobody is there to read an answer; the status is nginx's for that."""
+
+    status, type, code = 499, "invalid_request_error", "client_closed_request"
+
+
 class EngineUnavailable(ServerError):
-    """The engine is starting or has died; the client should come back."""
+    """The engine is starting or has died; the client should come back in so many seconds."""
 
     status, type, code = 503, "server_error", "engine_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = math.ceil(retry_after)
 
 
 class AdapterBusy(ServerError):
@@ -170,11 +195,12 @@ def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:
     """The JSON answer to a refused request, with `Retry-After` where coming back makes sense."""
     if isinstance(error, ServerError):
         meaning, param = Meaning(error.status, error.type, error.code), error.param
+        retry_after = error.retry_after
     else:
-        meaning, param = meaning_of(error), None
+        meaning, param, retry_after = meaning_of(error), None, RETRY_AFTER
     if meaning.code == "model_not_found":
         param = "model"
-    headers = {"Retry-After": "5"} if meaning.status == 503 else {}
+    headers = {"Retry-After": str(retry_after)} if meaning.status in COME_BACK else {}
     if isinstance(error, ServerError):
         headers |= dict(error.headers)
     if meaning.status == 401:

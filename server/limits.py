@@ -73,7 +73,7 @@ class _BodyTooLarge(BaseException):
 class HeadLimit:
     """ASGI middleware: answers 431 to a request whose line and headers are larger than allowed.
 
-    A head without an end never comes here: `wire.py` cuts it off.
+    A head without an end never comes here: `connections.py` cuts it off.
     """
 
     def __init__(self, app: ASGIApp, head_bytes: int) -> None:

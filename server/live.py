@@ -15,7 +15,7 @@ from starlette.datastructures import State
 from adapters.base import BaseModelInfo
 from adapters.store import Store
 from adapters.view import RegistryView
-from server.admission import FairSlots
+from server.admission import FairSlots, UserPlaces
 from server.canary import Canary
 from server.engine.vllm import Engine
 from server.errors import EngineUnavailable
@@ -72,7 +72,8 @@ async def start_live(
     )
     room = settings.adapter_memory_bytes
     pool = AdapterPool(engine, store.lease, slots, memory_bytes=room, witness=witness)
-    router = Router(view, pool, canary, settings.base_name, base.fingerprint)
+    users = UserPlaces[str](settings.user_concurrency, max_wait=settings.adapter_wait_seconds)
+    router = Router(view, pool, users, canary, settings.base_name, base.fingerprint)
     return Live(engine, pool, router)
 
 

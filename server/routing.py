@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive
 
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound, IncompatibleBase, InvalidName
@@ -22,10 +23,12 @@ from adapters.names import BASE, AdapterRef, parse_ref
 from adapters.registry import AdapterVersion
 from adapters.versions import Choice
 from adapters.view import NotInMemory, RegistryView
+from server.admission import UserPlaces
 from server.canary import Canary
 from server.errors import BadRequest
 from server.meter import Phase, current
 from server.pool import AdapterPool
+from server.presence import while_present
 
 BASE_REF = AdapterRef(BASE, None)
 
@@ -113,11 +116,18 @@ class Router:
     """Takes a request's selection to a loaded adapter; one for the application."""
 
     def __init__(
-        self, view: RegistryView, pool: AdapterPool, canary: Canary, base_name: str, base: str
+        self,
+        view: RegistryView,
+        pool: AdapterPool,
+        users: UserPlaces[str],
+        canary: Canary,
+        base_name: str,
+        base: str,
     ) -> None:
         """`base` is the fingerprint of the base model."""
         self._base = base
         self._view = view
+        self._users = users
         self._canary = canary
         self._pool = pool
         self._base_name = base_name
@@ -129,11 +139,12 @@ class Router:
     ) -> Route:
         """Select, wait for a turn, load if need be, and salt. Raises what these raise.
 
-        The adapter is the request's until `held` is closed.
+        The user's place and the adapter are the request's until `held` is closed.
         """
         meter = current()
         meter.enter(Phase.RESOLVE)
         version, arm = await self.choose(caller, header, model)
+        await held.enter_async_context(self._users.place(_tenant(caller)))
         salt = self._cache_salt(caller)
         meter.label = BASE if version is None else version.ref
         if version is None:
@@ -169,8 +180,12 @@ class Router:
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""
-        tenant = f"user:{caller.user_id}" if caller.user_id else f"key:{caller.key_id}"
-        return hmac.new(self._salt_secret, tenant.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._salt_secret, _tenant(caller).encode(), hashlib.sha256).hexdigest()
+
+
+def _tenant(caller: Caller) -> str:
+    """Whom a request is for: the user, or the key that names none."""
+    return f"user:{caller.user_id}" if caller.user_id else f"key:{caller.key_id}"
 
 
 @dataclass(frozen=True)
@@ -179,7 +194,9 @@ class Routes:
 
     router: Router
     held: AsyncExitStack
+    receive: Receive
 
     async def route(self, caller: Caller, header: str | None, model: str | None) -> Route:
-        """See `Router.route`."""
-        return await self.router.route(caller, header, model, self.held)
+        """See `Router.route`. Raises ClientLeft for one that does not wait until the end."""
+        routing = self.router.route(caller, header, model, self.held)
+        return await while_present(self.receive, routing)

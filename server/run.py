@@ -1,22 +1,55 @@
 """Runs the application under uvicorn until a signal or the engine's failure ends it.
 
-Owns the event loop and the exit code; `app.py` owns what is served.
+Owns the event loop, the end of it and the exit code; `app.py` owns what is served. A stop that was
+asked for takes no new requests and lets the running ones finish; those that take too long end with
+an error event, and the exit code is 0 all the same. A second SIGTERM changes nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from adapters.base import BaseModelInfo
 from adapters.registry import Registry
 from server.app import create_app
+from server.connections import bounded
 from server.request_log import configure_logging
 from server.settings import Settings
-from server.wire import bounded_http
+
+LAST_WORDS_SECONDS = 2
+"""For answers that were cut off to say so."""
+
+
+class DrainingServer(uvicorn.Server):
+    """What still runs `drain_seconds` after a stop was asked for ends with an error in words."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=bounded(settings.client_seconds, settings.max_header_bytes),
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=settings.drain_seconds + LAST_WORDS_SECONDS,
+                server_header=False,
+            )
+        )
+        self._drain_seconds = settings.drain_seconds
+        self._supervisor = app.state.supervisor
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        ending = loop.call_later(self._drain_seconds, self._supervisor.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
 
 
 def serve_until_stopped(
@@ -32,16 +65,7 @@ def serve_until_stopped(
         server.should_exit = True
 
     app = create_app(settings, registry, base, on_engine_failure=give_up)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=settings.drain_seconds,
-            server_header=False,
-            http=bounded_http(settings.max_header_bytes),
-        )
-    )
+    server = DrainingServer(app, settings)
     # uvicorn puts these handlers back once everything is down and raises the signal again: a stop
     # that was asked for is a success.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -162,6 +162,15 @@ class Settings(BaseSettings):
     max_stops: int = Field(
         64, ge=0, description="stop sequences, stop token ids or bad words (vLLM: 4 sequences)"
     )
+    client_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="how long a client may take to send a header, or a body and a second more for"
+        " each 16 KiB of it, or to take off an answer",
+    )
+    user_concurrency: int = Field(
+        64, ge=1, description="requests of one user that run at once; as many again wait, in order"
+    )
     drain_seconds: int = Field(20, ge=0, description="how long running answers may finish at stop")
     vllm: dict[str, Any] = Field(
         default_factory=dict, description="further vLLM engine arguments, by vLLM's own names"

@@ -20,7 +20,7 @@ import structlog
 import vllm.v1.engine.async_llm as async_llm
 import vllm.v1.engine.utils as engine_processes
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import REGISTRY
 from starlette.datastructures import State
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -49,8 +49,9 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.engine import sequences, warm
+from server.engine.events import in_our_shape
 from server.engine.options import parse_options
-from server.errors import EngineRefusal, EngineUnavailable
+from server.errors import EngineRefusal, EngineUnavailable, ServerError
 from server.meter import CLIENT_CLOSED, current
 from server.settings import Settings
 
@@ -245,7 +246,15 @@ class Engine:
                 raise EngineUnavailable(STOPPED)
             error = json.loads(bytes(response.body))["error"]
             raise _refusal(error["message"], response.status_code, error.get("param"))
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = in_our_shape(aiter(response.body_iterator), self._refusal)
         return response
+
+    def _refusal(self, error: dict[str, Any]) -> ServerError:
+        """What a stream that has begun ends with."""
+        if not self.alive:
+            return EngineUnavailable(STOPPED)
+        return _refusal(error["message"], int(error["code"]), error.get("param"))
 
     async def _ask_workers(self, method: str, *args: Any) -> list[Any]:
         """Call a method of `worker.AdapterStaging`; an answer from each worker of each engine.

@@ -9,8 +9,8 @@ from collections import defaultdict
 
 import pytest
 
-from server.admission import FairSlots
-from server.errors import AdapterBusy
+from server.admission import FairSlots, UserPlaces
+from server.errors import AdapterBusy, TooManyAtOnce
 
 
 def slots(count: int, turn: float = 0.05, wait: float = 10.0) -> FairSlots[str]:
@@ -146,3 +146,42 @@ def test_three_on_two_slots_under_steady_load() -> None:
     # A turn and the end of one: nobody waits longer than the other two turns.
     assert max(max(found) for found in waits.values()) < 0.5
     assert statistics.median(served.values()) > 40
+
+
+def test_a_user_has_so_many_places_and_a_line_as_long() -> None:
+    async def scene() -> None:
+        users: UserPlaces[str] = UserPlaces(2, max_wait=10)
+        done, log = asyncio.Event(), list[str]()
+
+        async def ask(user: str, name: str) -> None:
+            async with users.place(user):
+                log.append(name)
+                await done.wait()
+
+        asking = [asyncio.create_task(ask("ann", f"ann-{n}")) for n in range(4)]
+        await settle()
+        assert log == ["ann-0", "ann-1"]
+        with pytest.raises(TooManyAtOnce, match="4 requests of yours"):
+            await ask("ann", "ann-4")
+        other = asyncio.create_task(ask("bob", "bob-0"))
+        await settle()
+        assert log[2:] == ["bob-0"]
+        asking[2].cancel()  # it leaves the line
+        done.set()
+        await asyncio.gather(*asking, other, return_exceptions=True)
+        assert log[3:] == ["ann-3"]
+
+    asyncio.run(scene())
+
+
+def test_a_wait_for_ones_own_requests_is_bounded() -> None:
+    async def scene() -> None:
+        users: UserPlaces[str] = UserPlaces(1, max_wait=0.02)
+        async with users.place("ann"):
+            with pytest.raises(TooManyAtOnce, match="have been running"):
+                async with users.place("ann"):
+                    pass
+        async with users.place("ann"):
+            pass
+
+    asyncio.run(scene())

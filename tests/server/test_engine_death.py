@@ -1,7 +1,13 @@
-"""The engine is killed in the middle of answers: the server stays up, and nobody loses anything."""
+"""The engine is killed in the middle of answers: the server stays up, and nobody loses anything.
+
+At the end the server itself is stopped in the middle of answers that take too long.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +30,7 @@ def server(
     folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Server, dict[str, str]]]:
     """A server of its own, to be hurt: an adapter and a user for each taste."""
-    settings = {"BAPO_DTYPE": "float32"}
+    settings = {"BAPO_DTYPE": "float32", "BAPO_DRAIN_SECONDS": "0"}
     work = tmp_path_factory.mktemp("killed")
     with serving(work, Console(quiet=True), port=0, settings=settings) as running:
         for taste, folder in folders.items():
@@ -48,7 +54,7 @@ def long_stream(server: Server, key: str, lines: list[str], ended: threading.Eve
         "messages": [{"role": "user", "content": QUESTION}],
         "stream": True,
         "ignore_eos": True,
-        "max_tokens": 200,
+        "max_tokens": 400,
     }
     url, headers = f"{server.url}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
     try:
@@ -57,6 +63,14 @@ def long_stream(server: Server, key: str, lines: list[str], ended: threading.Eve
     except httpx.RemoteProtocolError:
         lines.append("cut")
     ended.set()
+
+
+def assert_ends_with_an_error(lines: list[str]) -> None:
+    """In OpenAI's shape, and nothing after it that says the answer were whole."""
+    error = json.loads(lines[-1].removeprefix("data: "))["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["code"]) == ("server_error", "engine_unavailable")
+    assert "error" not in json.loads(lines[-2].removeprefix("data: "))
 
 
 def test_a_killed_engine_comes_back_with_everybodys_adapter(
@@ -69,12 +83,12 @@ def test_a_killed_engine_comes_back_with_everybodys_adapter(
         lines, ended = list[str](), threading.Event()
         threading.Thread(target=long_stream, args=(running, keys[taste], lines, ended)).start()
         streams.append((lines, ended))
-    while not all(lines for lines, _ in streams):
+    while not all(len(lines) > 2 for lines, _ in streams):
         time.sleep(0.01)
     engine_process(running).kill()
     for lines, ended in streams:
         assert ended.wait(30)
-        assert any('"error"' in line for line in lines[-2:]), lines[-3:]
+        assert_ends_with_an_error(lines)
 
     deadline = time.monotonic() + RESTART_SECONDS
     seen = set()
@@ -108,3 +122,21 @@ def test_and_again_while_nobody_asks(server: tuple[Server, dict[str, str]]) -> N
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert answers(running, keys) == before
+
+
+def test_answers_that_outlast_the_stop_end_in_words(
+    server: tuple[Server, dict[str, str]],
+) -> None:
+    running, keys = server
+    streams: list[tuple[list[str], threading.Event]] = []
+    for taste in TASTES:
+        lines, ended = list[str](), threading.Event()
+        threading.Thread(target=long_stream, args=(running, keys[taste], lines, ended)).start()
+        streams.append((lines, ended))
+    while not all(len(lines) > 2 for lines, _ in streams):
+        time.sleep(0.01)
+    os.kill(running.process_id, signal.SIGTERM)
+    for lines, ended in streams:
+        assert ended.wait(10)
+        assert_ends_with_an_error(lines)
+    # `serving` sees to it that the status is 0.

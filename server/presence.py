@@ -1,0 +1,39 @@
+"""Is the client still there? Whoever waits in a queue for one that has left, waits for nothing.
+
+Owns listening for the end of a connection while something else goes on, from the moment in which
+the request's body has been read. Once vLLM's handler has the request, the listening is vLLM's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from starlette.types import Receive
+
+from server.errors import ClientLeft
+
+T = TypeVar("T")
+
+
+async def while_present(receive: Receive, work: Awaitable[T]) -> T:
+    """The work's result. Raises ClientLeft, and the work is cancelled, once the client has left."""
+
+    async def hear_the_end() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        patience.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as patience:
+            # Work that need not wait is done before this task has run at all.
+            listening = asyncio.create_task(hear_the_end())
+            try:
+                return await work
+            finally:
+                listening.cancel()
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise ClientLeft("the client has left") from None
