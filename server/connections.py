@@ -1,9 +1,9 @@
 """How long a client may take, to send what he asks and to take off his answer; how long a head is.
 
 Owns uvicorn's connection with the bounds that no application can have, since it is called when the
-head is complete. uvicorn has a clock for idle connections only, so a header or body that trickles in
-would hold a connection for as long as somebody likes, and an answer that nobody reads the adapter's
-turn; and its parser keeps whatever head it is sent. Knows no routes.
+head is complete. uvicorn has a clock for idle connections only, so a header or body that trickles
+in would hold a connection for as long as somebody likes, and an answer that nobody reads the
+adapter's turn; and its parser keeps whatever head it is sent. Knows no routes.
 Invariant: only the client's time counts; while the server itself reads no further, it stands still.
 """
 
