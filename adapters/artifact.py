@@ -23,6 +23,7 @@ from adapters.files import (
     write_durably,
 )
 from adapters.strictjson import Malformed, parse_object
+from adapters.verdict import Verdict
 
 CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = ADAPTER_FILES = (
     "adapter_config.json",
@@ -31,7 +32,9 @@ CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE = ADAPTER_FILES = (
 )
 SERVED_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 # PEFT writes a model card beside every adapter it saves; it is neither checked nor kept.
-IGNORED_FILES = ("README.md",)
+HISTORY_FILE = "training_history.json"
+"""The figures of every training step, for reports; it stays where the adapter was trained."""
+IGNORED_FILES = ("README.md", HISTORY_FILE)
 MAX_MANIFEST_BYTES = 2**20
 _CHUNK = 2**20
 
@@ -50,12 +53,13 @@ class BaseReference(BaseModel):
 class Manifest(BaseModel):
     """Where an adapter comes from; `manifest.json` in its folder.
 
-    Version 2 added `base.assumed` and `producer`; version 1 is read as it was.
+    Version 2 added `base.assumed` and `producer`, version 3 `verdict`; older ones are read as they
+    were.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    schema_version: Literal[1, 2] = 2
+    schema_version: Literal[1, 2, 3] = 3
     name: str = Field(max_length=512)
     base: BaseReference
     method: str = Field(max_length=128)
@@ -68,6 +72,8 @@ class Manifest(BaseModel):
     versions: dict[str, str] = {}
     seed: int | None = None
     created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    verdict: Verdict | None = None
+    """What a gate said of it; `adapters/gate.py` says whose word counts."""
 
     @field_validator("created")
     @classmethod

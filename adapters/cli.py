@@ -22,6 +22,9 @@ Adapter = Annotated[str, typer.Argument(help="Adapter name, e.g. alice/concise."
 Expected = Annotated[
     int | None, typer.Option(help="Refuse unless this version is active now (0: none).")
 ]
+Force = Annotated[
+    bool, typer.Option("--force", help="Also what the gate refuses; the audit log says so.")
+]
 
 
 @adapters_app.command("check")
@@ -52,12 +55,13 @@ def publish(
     where: Where,
     activate: Annotated[bool, typer.Option(help="Switch to it at once.")] = False,
     owner: Annotated[str | None, typer.Option(help="The user it belongs to.")] = None,
+    force: Force = False,
     model: Model = POCKET,
     as_json: AsJson = False,
 ) -> None:
     """Check an adapter, bring it to the served form and keep it as a new version."""
     with where.registry(model) as registry:
-        made = registry.publish(adapter, folder, activate=activate, owner=owner)
+        made = registry.publish(adapter, folder, activate=activate, owner=owner, force=force)
     show(made, as_json=as_json)
 
 
@@ -90,10 +94,11 @@ def activate_version(
     version: Annotated[int, typer.Argument(help="Version number.")],
     where: Where,
     expected: Expected = None,
+    force: Force = False,
 ) -> None:
     """Make a version the active one."""
     with where.registry() as registry:
-        print(registry.activate(adapter, version, expected)["ref"])
+        print(registry.activate(adapter, version, expected, force=force)["ref"])
 
 
 @adapters_app.command("rollback")

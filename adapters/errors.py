@@ -16,7 +16,8 @@
     ├── Conflict
     │   ├── VersionConflict      the active version is not the expected one
     │   ├── AlreadyExists
-    │   └── QuotaExceeded        the owner keeps as much as he may
+    │   ├── QuotaExceeded        the owner keeps as much as he may
+    │   └── GateRefused          the version has not passed the gate that is required
     └── StoreError               bytes or rows cannot be kept or read back
         ├── StoreFull
         ├── CorruptArtifact
@@ -125,6 +126,10 @@ class AlreadyExists(Conflict):
 
 class QuotaExceeded(Conflict):
     """The owner already keeps as many versions, or bytes, as he may."""
+
+
+class GateRefused(Conflict):
+    """The version may not be activated: no trusted verdict says that it passed the gate."""
 
 
 class StoreError(AdapterError):

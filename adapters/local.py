@@ -45,6 +45,7 @@ class LocalRegistry(LocalExperiments):
         *,
         activate: bool,
         owner: str | None = None,
+        force: bool = False,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         version = self._registry.publish(
@@ -53,6 +54,7 @@ class LocalRegistry(LocalExperiments):
             base=describe_base(self._model),
             owner=owner,
             activate=activate,
+            force=force,
             idempotency_key=idempotency_key,
             actor=self._actor,
         )
@@ -65,10 +67,12 @@ class LocalRegistry(LocalExperiments):
         return self._registry.describe(adapter_id)
 
     def activate(
-        self, adapter_id: str, version: int, expected_version: int | None
+        self, adapter_id: str, version: int, expected_version: int | None, *, force: bool = False
     ) -> dict[str, Any]:
         return version_body(
-            self._registry.activate(adapter_id, version, expected_version, actor=self._actor)
+            self._registry.activate(
+                adapter_id, version, expected_version, force=force, actor=self._actor
+            )
         )
 
     def rollback(self, adapter_id: str, expected_version: int | None) -> dict[str, Any]:

@@ -5,12 +5,15 @@ activations that nobody took back are a stack: `activate` pushes, `rollback` pop
 the active version. `expected_version` makes each of them compare before it swaps.
 """
 
+from typing import Any
+
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from adapters.audit import log
-from adapters.db import ActivationRow, AdapterRow, now, writing
+from adapters.db import ActivationRow, AdapterRow, VersionRow, now, writing
 from adapters.errors import Conflict, VersionConflict
+from adapters.gate import Gate
 from adapters.rows import living_adapter, version_row
 from adapters.versions import AdapterVersion, version_of
 
@@ -19,6 +22,7 @@ class Pointers:
     """The registry's part that says which version is served."""
 
     engine: Engine
+    gate: Gate | None
 
     def activate(
         self,
@@ -26,18 +30,21 @@ class Pointers:
         version: int,
         expected_version: int | None = None,
         *,
+        force: bool = False,
         actor: str = "local",
     ) -> AdapterVersion:
         """Make `version` the active one, if `expected_version` (0: none) is active until now.
 
-        Raises AdapterNotFound, VersionNotFound, VersionConflict.
+        `force` lets through what the gate refuses, and the audit log says so. Raises
+        AdapterNotFound, VersionNotFound, VersionConflict, GateRefused.
         """
         with writing(self.engine) as session:
             adapter = living_adapter(session, adapter_id)
             _compare(adapter, expected_version)
             row = version_row(session, adapter_id, version)
             if adapter.active_version != version:
-                point(session, adapter, version, actor)
+                forced = past_the_gate(self.gate, row, force=force)
+                point(session, adapter, version, actor, **forced)
             return version_of(row)
 
     def rollback(
@@ -45,6 +52,7 @@ class Pointers:
     ) -> AdapterVersion:
         """Back to the version that was active before; again, to the one before that.
 
+        No gate stands here: that version was served already, and the way back must be short.
         Raises AdapterNotFound, VersionConflict, Conflict where nothing was active before.
         """
         with writing(self.engine) as session:
@@ -82,11 +90,25 @@ class Pointers:
             )
 
 
-def point(session: Session, adapter: AdapterRow, version: int, actor: str) -> None:
-    """Push `version` on the adapter's stack."""
+def past_the_gate(gate: Gate | None, row: VersionRow, *, force: bool) -> dict[str, Any]:
+    """What the audit log has to say of an exception; nothing where the gate has no objection.
+
+    Raises GateRefused where it has, and nobody forces it.
+    """
+    if gate is None:
+        return {}
+    if force:
+        reason = gate.refusal(row.manifest, row.digest, row.base_fingerprint)
+        return {"forced": True, "gate": reason} if reason else {}
+    gate.check(row.manifest, row.digest, row.base_fingerprint)
+    return {}
+
+
+def point(session: Session, adapter: AdapterRow, version: int, actor: str, **details: Any) -> None:
+    """Push `version` on the adapter's stack; `details` go into the audit log."""
     before, adapter.active_version = adapter.active_version, version
     session.add(ActivationRow(adapter_id=adapter.id, version=version))
-    log(session, actor, "adapter.activate", adapter.id, before=before, after=version)
+    log(session, actor, "adapter.activate", adapter.id, before=before, after=version, **details)
 
 
 def _compare(adapter: AdapterRow, expected: int | None) -> None:

@@ -19,13 +19,14 @@ from adapters.audit import log
 from adapters.base import BaseModelInfo
 from adapters.db import AdapterRow, VersionRow, reading, writing
 from adapters.errors import AlreadyExists, Conflict, InvalidName
+from adapters.gate import Gate
 from adapters.limits import Limits
 from adapters.names import check_adapter_id
 from adapters.normalise import normalise
-from adapters.pointers import point
+from adapters.pointers import past_the_gate, point
 from adapters.provenance import derive_manifest
 from adapters.quotas import check_quota
-from adapters.rows import user_row
+from adapters.rows import living_adapter, user_row
 from adapters.store import Store
 from adapters.validation import validate
 from adapters.versions import AdapterVersion, version_of
@@ -49,9 +50,10 @@ class Upload:
 class Publishing:
     """The registry's part that makes versions."""
 
-    def __init__(self, engine: Engine, store: Store) -> None:
+    def __init__(self, engine: Engine, store: Store, gate: Gate | None = None) -> None:
         self.engine = engine
         self.store = store
+        self.gate = gate
 
     def publish(
         self,
@@ -63,12 +65,14 @@ class Publishing:
         owner: str | None = None,
         actor: str = "local",
         activate: bool = False,
+        force: bool = False,
         idempotency_key: str | None = None,
         reserved: Collection[str] = (),
     ) -> AdapterVersion:
         """Check the adapter in `folder`, bring it to normal form, keep it, give it a version.
 
-        The same `idempotency_key` again answers with the version it made. Raises InvalidName,
+        With `activate`, what the gate refuses is not published either, unless `force`d. The same
+        `idempotency_key` again answers with the version it made. Raises GateRefused, InvalidName,
         InvalidAdapter, Conflict for a retired name or another's adapter, QuotaExceeded,
         AlreadyExists for a key used with other content, UserNotFound for an unknown owner,
         StoreError.
@@ -102,7 +106,13 @@ class Publishing:
                 # Nobody named these bytes until now, so a collection may have taken them.
                 if not self.store.holds(digest):
                     self.store.put(served)
-                return _record(session, upload, digest, actor, activate)
+                row = _record(session, upload, digest, actor)
+                if activate:
+                    forced = past_the_gate(self.gate, row, force=force)
+                    point(
+                        session, living_adapter(session, adapter_id), row.version, actor, **forced
+                    )
+                return version_of(row)
 
 
 def _check_key(key: str | None) -> None:
@@ -151,9 +161,7 @@ def _admitted(session: Session, upload: Upload) -> AdapterRow | None:
     return adapter
 
 
-def _record(
-    session: Session, upload: Upload, digest: str, actor: str, activate: bool
-) -> AdapterVersion:
+def _record(session: Session, upload: Upload, digest: str, actor: str) -> VersionRow:
     adapter = _admitted(session, upload)
     if adapter is None:
         adapter = AdapterRow(id=upload.adapter_id, owner=upload.owner, public=False)
@@ -175,6 +183,4 @@ def _record(
     session.add(row)
     session.flush()
     log(session, actor, "adapter.publish", adapter.id, version=row.version, digest=digest)
-    if activate:
-        point(session, adapter, row.version, actor)
-    return version_of(row)
+    return row

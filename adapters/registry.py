@@ -21,6 +21,7 @@ from adapters.allowances import Allowances
 from adapters.catalogue import Catalogue
 from adapters.db import connect
 from adapters.experiments import Experiments
+from adapters.gate import Gate
 from adapters.groups import Groups
 from adapters.migrate import upgrade
 from adapters.pointers import Pointers
@@ -37,8 +38,8 @@ DATABASE_FILE = "registry.sqlite3"
 class Registry(Publishing, Pointers, Access, Catalogue):
     """The registry in one database and one store; every method is safe to call from any thread."""
 
-    def __init__(self, engine: Engine, store: Store) -> None:
-        super().__init__(engine, store)
+    def __init__(self, engine: Engine, store: Store, gate: Gate | None = None) -> None:
+        super().__init__(engine, store, gate)
         self.accounts = Accounts(engine)
         self.groups = Groups(engine)
         self.quotas = Quotas(engine)
@@ -55,16 +56,18 @@ def open_registry(
     store_url: str | None = None,
     *,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
+    gate: Gate | None = None,
 ) -> Registry:
     """The registry in `data_dir`, or in the database and object store of these URLs.
 
-    Its database is brought up to date first. Raises StoreError, OSError.
+    Its database is brought up to date first. With a `gate`, only what passed may be activated.
+    Raises StoreError, OSError.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     engine = connect(database_url or URL.create("sqlite", database=str(data_dir / DATABASE_FILE)))
     try:
         upgrade(engine, lock=data_dir / "upgrade.lock")
-        return Registry(engine, open_store(data_dir, store_url, cache_bytes=cache_bytes))
+        return Registry(engine, open_store(data_dir, store_url, cache_bytes=cache_bytes), gate)
     except BaseException:
         engine.dispose()
         raise

@@ -33,6 +33,7 @@ class RemoteRegistry(RemoteExperiments):
         *,
         activate: bool,
         owner: str | None = None,
+        force: bool = False,
         idempotency_key: str | None = None,
     ) -> Any:
         missing = [f"{name} is missing" for name in SERVED_FILES if not (folder / name).is_file()]
@@ -45,6 +46,7 @@ class RemoteRegistry(RemoteExperiments):
                 if (folder / name).is_file()
             }
             form = {"activate": str(activate).lower(), **({"owner": owner} if owner else {})}
+            form |= {"force": "true"} if force else {}
             path = f"/admin/adapters/{adapter_id}/versions"
             once = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
             return self._call("POST", path, files=parts, data=form, headers=once)
@@ -55,8 +57,11 @@ class RemoteRegistry(RemoteExperiments):
     def describe(self, adapter_id: str) -> Any:
         return self._call("GET", f"/admin/adapters/{adapter_id}")
 
-    def activate(self, adapter_id: str, version: int, expected_version: int | None) -> Any:
-        wish = {"version": version, "expected_version": expected_version}
+    def activate(
+        self, adapter_id: str, version: int, expected_version: int | None, *, force: bool = False
+    ) -> Any:
+        wish: dict[str, Any] = {"version": version, "expected_version": expected_version}
+        wish |= {"force": True} if force else {}
         return self._call("POST", f"/admin/adapters/{adapter_id}/activate", json=wish)
 
     def rollback(self, adapter_id: str, expected_version: int | None) -> Any:

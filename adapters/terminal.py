@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from adapters.base import POCKET
 from adapters.errors import AdapterError
+from adapters.gate import gate_of_environment
 from adapters.local import LocalRegistry
 from adapters.registry import Registry, open_registry
 from adapters.remote import RemoteRegistry
@@ -73,7 +74,9 @@ class Where:
                 "This is done on the registry itself: give --data-dir, or --database-url and"
                 " --store-url, and leave out --server (and BAPO_SERVER)."
             )
-        registry = open_registry(self.data_dir, self.database_url, self.store_url)
+        registry = open_registry(
+            self.data_dir, self.database_url, self.store_url, gate=gate_of_environment()
+        )
         try:
             yield registry
         finally:

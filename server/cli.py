@@ -131,6 +131,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
             settings.database_url,
             settings.store_url,
             cache_bytes=settings.store_cache_mebibytes * MEBIBYTE,
+            gate=settings.gate,
         )
     except ValidationError as error:
         first = error.errors()[0]

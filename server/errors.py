@@ -164,6 +164,7 @@ MEANINGS: dict[type[domain.AdapterError], Meaning] = {
     domain.VersionConflict: Meaning(409, "invalid_request_error", "version_conflict"),
     domain.AlreadyExists: Meaning(409, "invalid_request_error", "already_exists"),
     domain.QuotaExceeded: Meaning(403, "permission_error", "quota_exceeded"),
+    domain.GateRefused: Meaning(409, "invalid_request_error", "gate_refused"),
     domain.StoreError: Meaning(503, "server_error", "store_unavailable"),
     domain.StoreFull: Meaning(507, "server_error", "store_full"),
     domain.CorruptArtifact: Meaning(503, "server_error", "corrupt_artifact"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from adapters.allowances import Allowance
 from adapters.base import POCKET
+from adapters.gate import Gate, gate_of
 
 MEBIBYTE = 1024 * 1024
 
@@ -119,6 +120,14 @@ class Settings(BaseSettings):
     insecure_no_auth: bool = Field(
         False, description="take every request for an administrator's; on a loopback address only"
     )
+    require_gate: bool = Field(
+        False, description="activate only what a trusted verdict says passed `bapo eval --gate`"
+    )
+    gate_keys: str | None = Field(
+        None,
+        validate_default=True,
+        description="public keys whose verdicts count, in hex, commas between",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="compute type; auto is the model's, or float32 on CPUs without bf16"
     )
@@ -193,6 +202,17 @@ class Settings(BaseSettings):
         if idle := sorted(options.keys() & OF_ITS_SERVER):
             raise ValueError(f"{', '.join(idle)} is for vLLM's own web server, which is not used")
         return options
+
+    @field_validator("gate_keys")
+    @classmethod
+    def _a_gate_has_keys(cls, keys: str | None, info: ValidationInfo) -> str | None:
+        gate_of(bool(info.data.get("require_gate")), keys)
+        return keys
+
+    @property
+    def gate(self) -> Gate | None:
+        """The rule for activation, if there is one."""
+        return gate_of(self.require_gate, self.gate_keys)
 
     @property
     def base_name(self) -> str:

@@ -152,9 +152,10 @@ def _over_http(server: str, key: str, base: "ResidentBase") -> "Publish":
 
 
 def _into_registry(data_dir: Path, base: "ResidentBase") -> "Publish":
+    from adapters.gate import gate_of_environment
     from adapters.registry import open_registry
 
-    registry = open_registry(data_dir)
+    registry = open_registry(data_dir, gate=gate_of_environment())
 
     def publish(name: str, folder: Path, once: str) -> int:
         return registry.publish(

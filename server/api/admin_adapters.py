@@ -34,6 +34,7 @@ class Activation(BaseModel):
 
     version: int = Field(ge=1)
     expected_version: int | None = Field(None, ge=0, description="refuse unless this one is active")
+    force: bool = Field(False, description="also what the gate refuses; the audit log says so")
 
 
 class Rollback(BaseModel):
@@ -75,6 +76,7 @@ async def upload_version(
     adapter_model: Annotated[UploadFile, File(description="adapter_model.safetensors")],
     manifest: Annotated[UploadFile | None, File(description="manifest.json")] = None,
     activate: Annotated[bool, Form(description="switch to it at once")] = False,
+    force: Annotated[bool, Form(description="also what the gate refuses; audited")] = False,
     owner: Annotated[str | None, Form(description="the user it belongs to")] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
@@ -96,6 +98,7 @@ async def upload_version(
                 owner=owner,
                 actor=admin.key_id,
                 activate=activate,
+                force=force,
                 idempotency_key=idempotency_key,
                 reserved=frozenset({settings.base_name}),
             )
@@ -115,13 +118,14 @@ async def list_adapters(
 async def activate_version(
     adapter_id: str, wish: Activation, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
-    """Move the pointer; 409 when `expected_version` is given and another one is active."""
+    """Move the pointer; 409 when not `expected_version` is active, or where the gate refuses."""
 
     def activate() -> AdapterVersion:
         return registry.activate(
             adapter_id,
             wish.version,
             expected_version=wish.expected_version,
+            force=wish.force,
             actor=admin.key_id,
         )
 

@@ -42,7 +42,7 @@ def test_times_are_utc() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"schema_version": 3}, "schema_version"),
+        ({"schema_version": 4}, "schema_version"),
         ({"surprise": 1}, "surprise"),
         ({"base": {"name": "pocket", "fingerprint": "md5:1"}}, "fingerprint"),
         ({"created": "2026-01-01T00:00:00"}, "created"),

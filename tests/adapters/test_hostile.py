@@ -52,7 +52,8 @@ CONFIG_FIELDS = (
     "arrow_config kasa_config ensure_weight_tying unsloth_training_args use_next"
 )
 MANIFEST_FIELDS = (
-    "name base method metrics created schema_version seed data producer versions hyperparameters"
+    "name base method metrics created schema_version seed data producer versions hyperparameters "
+    "verdict"
 )
 FIELDS = st.sampled_from(f"{CONFIG_FIELDS} {MANIFEST_FIELDS}".split())
 

@@ -5,7 +5,7 @@ done by `preference`, `retention` and `style` beside it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ class Evaluation:
     """The figures of each model that was asked, by its name, the base first."""
 
     columns: dict[str, Figures]
+    right: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    """Of each model, which questions it answered right, in their order."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -60,18 +62,21 @@ def evaluate_adapter(
     progress: bool = False,
 ) -> Evaluation:
     """Ask the base and, when it is given, the adapter the same things; `progress` shows bars."""
-    ask = partial(figures_of, tokenizer=base.tokenizer, pairs=pairs, questions=questions)
+    ask = partial(_ask, tokenizer=base.tokenizer, pairs=pairs, questions=questions)
     items = len(pairs) + len(questions)
     with counting("base" if progress else None, items) as tick:
-        columns = {"base": ask(base.model, tick=tick)}
+        answers = {"base": ask(base.model, tick=tick)}
     if adapter is not None:
         name = Path(adapter).name
         with (
             adapted(base, adapter) as model,
             counting(name if progress else None, items + len(pairs)) as tick,
         ):
-            columns[name] = ask(model, tick=tick)
-    return Evaluation(columns)
+            answers[name] = ask(model, tick=tick)
+    return Evaluation(
+        {name: figures for name, (figures, _) in answers.items()},
+        {name: right for name, (_, right) in answers.items()},
+    )
 
 
 def figures_of(
@@ -86,15 +91,28 @@ def figures_of(
     `tick` hears of every pair and question that is done, of pairs twice where the model wears an
     adapter.
     """
+    return _ask(model, tokenizer, pairs, questions, tick)[0]
+
+
+def _ask(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PreferencePair],
+    questions: Sequence[Question],
+    tick: Tick = silent,
+) -> tuple[Figures, tuple[bool, ...]]:
+    """The figures, and which questions were answered right."""
     figures: Figures = {}
+    right: tuple[bool, ...] = ()
     if pairs:
         accuracy = pair_accuracy(model, tokenizer, pairs, tick=tick)
         figures[LIKELIHOOD] = accuracy.likelihood
         if accuracy.margin is not None:
             figures[MARGIN] = accuracy.margin
     if questions:
-        figures[FACTS] = facts_kept(model, tokenizer, questions, tick=tick).score
-    return figures
+        kept = facts_kept(model, tokenizer, questions, tick=tick)
+        figures[FACTS], right = kept.score, kept.right
+    return figures, right
 
 
 def _json_of(figure: Proportion) -> dict[str, float]:
