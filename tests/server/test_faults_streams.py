@@ -88,7 +88,7 @@ def test_a_client_that_leaves_the_queue_gives_up_its_place(served: Served) -> No
     with ExitStack() as open_:
         for taste in TASTES[:2]:  # they take both slots
             stream = open_.enter_context(connected(served.server.url))
-            begin(stream, request(served.keys[taste], n=4, **LONG))
+            begin(stream, request(served.keys[taste], n=32, **LONG))  # not over before the test is
         with connected(served.server.url) as waiting:
             waiting.sendall(request(served.keys[TASTES[2]]))
             assert comes_true(lambda: slots(served)["waiting"] == 1, 2)
@@ -227,7 +227,7 @@ def test_one_users_many_requests_do_not_keep_others_out(served: Served) -> None:
     greedy = [{"Authorization": f"Bearer {served.keys['pirate']}"}] * 80
     with ThreadPoolExecutor(1) as other:
         storm = other.submit(
-            lambda: asyncio.run(_crowd(served, greedy, ignore_eos=True, max_tokens=60))
+            lambda: asyncio.run(_crowd(served, greedy, ignore_eos=True, max_tokens=200))
         )
         assert comes_true(lambda: slots(served)["running"] == 1)
         began = time.monotonic()
