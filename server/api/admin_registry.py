@@ -24,9 +24,10 @@ from server.dependencies import AdminDep, BaseDep, RegistryDep, SettingsDep
 router = APIRouter(prefix="/admin/registry", tags=["admin"])
 
 TAR = "application/x-tar"
+ARCHIVE = {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}
 
 
-@router.get("", response_class=StreamingResponse)
+@router.get("", response_class=StreamingResponse, responses={200: ARCHIVE})
 async def export_registry(admin: AdminDep, registry: RegistryDep) -> StreamingResponse:
     """The whole registry: rows, keys' hashes and adapters' bytes."""
     pieces = sent_registry(registry)
@@ -34,7 +35,7 @@ async def export_registry(admin: AdminDep, registry: RegistryDep) -> StreamingRe
     return StreamingResponse(_sent(first, pieces), media_type=TAR)
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, openapi_extra={"requestBody": {"required": True, **ARCHIVE}})
 async def import_registry(
     request: Request, admin: AdminDep, registry: RegistryDep, base: BaseDep, settings: SettingsDep
 ) -> dict[str, Any]:
