@@ -140,6 +140,21 @@ def test_limits_are_counted_together(replicas: Replicas, folders: dict[str, Path
     assert seconds_until(lambda: asked(other, key).status_code == 429) < 15
 
 
+def test_both_put_a_user_into_the_same_arm(replicas: Replicas, folders: dict[str, Path]) -> None:
+    one, other = replicas.one, replicas.other
+    one.upload("tried", folders["pirate"])
+    users = [f"tried-{number}" for number in range(8)]
+    keys = [one.create_user(user, "tried") for user in users]
+    arms = [{"name": "a", "adapter": "base"}, {"name": "b", "adapter": "tried@1"}]
+    one.call("POST", "/admin/experiments", json={"id": "tone", "arms": arms})
+    one.call("POST", "/admin/experiments/tone/users", json={"users": users})
+    one.call("POST", "/admin/experiments/tone/start")
+    split = [one.ask(key, QUESTION) for key in keys]
+    assert {label for _, label in split} == {"base", "tried@1"}
+    seconds_until(lambda: other.ask(keys[0], QUESTION) == split[0])
+    assert [other.ask(key, QUESTION) for key in keys] == split
+
+
 def test_chat_goes_on_while_the_database_is_away(
     replicas: Replicas, folders: dict[str, Path]
 ) -> None:
