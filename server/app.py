@@ -42,7 +42,7 @@ from server.api.bodies import REFUSALS
 from server.auth import Authentication
 from server.budgets import Budgets
 from server.canary import Canary
-from server.engine.vllm import STEERING_HEADERS
+from server.engine.vllm import REFUSED_BODY, STEERING_HEADERS
 from server.freshness import RefreshAfterWrites
 from server.limiting import Limiting, Limits
 from server.limits import BodyLimit, DropHeaders, HeadLimit
@@ -146,7 +146,7 @@ def create_app(
     for routes in ROUTES:
         app.include_router(routes.router)
     describe(app)
-    errors.install(app)
+    errors.install(app, REFUSED_BODY)
     # The last one added is the first to see a request.
     app.add_middleware(RefreshAfterWrites, view=view)
     app.add_middleware(

@@ -258,8 +258,15 @@ async def _on_unforeseen(request: Request, error: Exception) -> JSONResponse:
     )
 
 
-def install(app: FastAPI) -> None:
-    """Render every error that a route lets through."""
+async def _on_refused_body(request: Request, error: Exception) -> JSONResponse:
+    """What the engine's own request models refuse, in their words."""
+    return error_response(BadRequest(str(error), param=getattr(error, "parameter", None)))
+
+
+def install(app: FastAPI, *refused_bodies: type[Exception]) -> None:
+    """Render every error that a route lets through, and the engine's own `refused_bodies`."""
+    for refused in refused_bodies:
+        app.add_exception_handler(refused, _on_refused_body)
     app.add_exception_handler(ServerError, _on_known)
     app.add_exception_handler(domain.AdapterError, _on_known)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -42,6 +42,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest, Compl
 from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, ResponsesResponse
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.exceptions import VLLMClientError
 from vllm.inputs import TextPrompt
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -56,6 +57,7 @@ from server.meter import CLIENT_CLOSED, current
 from server.settings import Settings
 
 __all__ = [
+    "REFUSED_BODY",
     "STEERING_HEADERS",
     "AnthropicCountTokensRequest",
     "AnthropicCountTokensResponse",
@@ -84,6 +86,8 @@ STEERING_FIELDS: dict[str, Any] = {
     "vllm_xargs": None,
 }
 """What a body could say to the scheduler, other engines or vLLM's plug-ins; and says instead."""
+REFUSED_BODY = VLLMClientError
+"""What vLLM's request models raise; pydantic takes only a ValueError for an invalid value."""
 STAGING_POLLS = (0.002, 0.05)
 """Seconds between two questions whether an adapter has been read: at first, and at most."""
 WATCH_SECONDS = 0.5
@@ -237,6 +241,9 @@ class Engine:
     async def _call(self, handler: Handler, request: Any, raw_request: Request) -> Response:
         for name in STEERING_FIELDS.keys() & type(request).model_fields.keys():
             setattr(request, name, STEERING_FIELDS[name])
+        if named := type(request).model_fields.get("request_id"):
+            # An answer's id, by which feedback will know it, is nobody's to choose.
+            request.request_id = named.get_default(call_default_factory=True)
         response = await self._guarded(lambda: handler(request, raw_request))
         current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
         if response is None:

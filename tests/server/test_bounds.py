@@ -130,3 +130,19 @@ def test_vllms_way_to_load_takes_a_name_and_no_path(served: Served) -> None:
     for route in (load, unload):
         answer = admin_post(served, route, served.keys["formal"], lora_name="formal")
         refused(answer, 403, "not_allowed")
+
+
+@pytest.mark.parametrize("value", [-5, 2**40])
+def test_what_vllms_request_models_refuse_is_an_error_of_the_request(
+    served: Served, value: int
+) -> None:
+    answer = chat(served, served.keys["pirate"], prompt_logprobs=value)
+    assert refused(answer, 400, "invalid_request")["param"] == "prompt_logprobs"
+
+
+def test_the_id_of_an_answer_is_the_servers_to_give(served: Served) -> None:
+    for stream in (False, True):
+        answer = chat(served, served.keys["pirate"], request_id="mine", stream=stream, max_tokens=2)
+        assert answer.status_code == 200
+        assert "chatcmpl-" in answer.text
+        assert "mine" not in answer.text
