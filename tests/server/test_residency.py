@@ -61,7 +61,8 @@ def stream(served: Served, adapter: str) -> Iterator[str]:
         },
         json={
             "messages": [{"role": "user", "content": QUESTION}],
-            "temperature": 0,
+            "temperature": 1,
+            "n": 32,  # so many at once take their time
             "stream": True,
             **LONG,
         },

@@ -84,7 +84,7 @@ def test_a_broken_file_is_named(text: str, said: str, tmp_path: Path) -> None:
 
 
 def test_the_committed_example_can_be_read() -> None:
-    assert "retention.drop" in load_thresholds(ROOT / "configs" / "gate.yaml")
+    assert "retention.drop" in load_thresholds(ROOT / "configs" / "gates" / "default.yaml")
 
 
 def test_a_verdict_from_the_command_is_what_a_registry_takes(
