@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "serve": ("server.cli", "serve_app", "Serve one base model with every user's adapter."),
     "train": ("training.cli", "train", "Learn one adapter from preference pairs with BAPO."),
     "fleet": ("training.fleet_cli", "fleet", "Many users' adapters in one process."),
-    "eval": ("training.cli", "evaluate", "Is an adapter good, and what did it forget?"),
+    "eval": ("training.evaluation.cli", "evaluate", "Is an adapter good, and what did it forget?"),
     "anchors": ("training.cli", "anchors", "Fill the cache of the base model's own answers."),
     "adapters": ("adapters.cli", "adapters_app", "Check, publish, switch, collect, export."),
     "users": ("adapters.accounts_cli", "users_app", "Create, list and delete users."),

@@ -115,15 +115,18 @@ def mean_of(
     values: Sequence[float],
     groups: Sequence[Hashable] | None = None,
     *,
+    weights: Sequence[float] | None = None,
     confidence: float = CONFIDENCE,
 ) -> Estimate:
     """The mean of `values` and its bootstrap interval, infinite where there is but one user.
 
     `groups` says whose each item is: then whole users are resampled, not items, since the items
-    of one user are alike (Davison and Hinkley 1997, section 3.8). Raises ValueError without values.
+    of one user are alike (Davison and Hinkley 1997, section 3.8). `weights` say how much each
+    item counts, e.g. its tokens. Raises ValueError without values.
     """
-    low, high = _bootstrap(np.asarray(values, dtype=float), groups, confidence)
-    return Estimate(float(np.mean(values)), low, high, len(values))
+    figures, weight = _weighed(values, weights)
+    low, high = _bootstrap(figures, groups, confidence, weight)
+    return Estimate(float(np.average(figures, weights=weight)), low, high, len(values))
 
 
 def paired_rates(
@@ -151,19 +154,21 @@ def paired_means(
     after: Sequence[float],
     groups: Sequence[Hashable] | None = None,
     *,
+    weights: Sequence[float] | None = None,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
     """The same items measured before and after: paired bootstrap, by user where `groups` is given.
 
     The p-value is of the permutation test that turns the signs of differences, of all of a user's
-    at once where there are users. Raises ValueError without items.
+    at once where there are users. `weights` as in `mean_of`. Raises ValueError without items.
     """
     _same_items(before, after)
-    change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    low, high = _bootstrap(change, groups, confidence)
-    sums, _ = _by_group(change, groups)
+    change, weight = _weighed(np.subtract(after, before), weights)
+    mean = float(np.average(change, weights=weight))
+    low, high = _bootstrap(change, groups, confidence, weight)
+    sums, _ = _by_group(change, groups, weight)
     if len(sums) == 1:
-        return Comparison(float(change.mean()), low, high, 1.0, len(change))
+        return Comparison(mean, low, high, 1.0, len(change))
     p_value = stats.permutation_test(
         (sums,),
         lambda sums, axis: sums.sum(axis),
@@ -173,7 +178,7 @@ def paired_means(
         batch=_batch(sums),
         rng=np.random.default_rng(SEED),
     ).pvalue
-    return Comparison(float(change.mean()), low, high, float(p_value), len(change))
+    return Comparison(mean, low, high, float(p_value), len(change))
 
 
 def two_rates(
@@ -217,11 +222,24 @@ def _z(confidence: float) -> float:
     return float(stats.norm.ppf(0.5 + confidence / 2))
 
 
-def _bootstrap(values: Figures, groups: Sequence[Hashable] | None, confidence: float) -> Interval:
-    """Percentile interval of the mean of all items, users (or else items) drawn anew."""
-    if not len(values):
+def _weighed(
+    values: Sequence[float] | Figures, weights: Sequence[float] | None
+) -> tuple[Figures, Figures]:
+    """The values, and what each of them counts."""
+    figures = np.asarray(values, dtype=np.float64)
+    weight = np.ones(len(figures)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if not len(figures):
         raise ValueError("there are no values")
-    sums, sizes = _by_group(values, groups)
+    if len(weight) != len(figures) or (weight <= 0).any():
+        raise ValueError("every value needs its weight, above 0")
+    return figures, weight
+
+
+def _bootstrap(
+    values: Figures, groups: Sequence[Hashable] | None, confidence: float, weights: Figures
+) -> Interval:
+    """Percentile interval of the mean of all items, users (or else items) drawn anew."""
+    sums, sizes = _by_group(values, groups, weights)
     if len(sums) == 1:  # one user says nothing of others
         return -inf, inf
     found = stats.bootstrap(
@@ -238,16 +256,18 @@ def _bootstrap(values: Figures, groups: Sequence[Hashable] | None, confidence: f
     return float(found.low), float(found.high)
 
 
-def _by_group(values: Figures, groups: Sequence[Hashable] | None) -> tuple[Figures, Figures]:
-    """Sum and number of each user's items, (g,) each; without users every item is its own."""
+def _by_group(
+    values: Figures, groups: Sequence[Hashable] | None, weights: Figures
+) -> tuple[Figures, Figures]:
+    """Weighted sum and weight of each user's items, (g,) each; without users each is its own."""
     if groups is None:
-        return values, np.ones(len(values))
+        return values * weights, weights
     place = {group: index for index, group in enumerate(dict.fromkeys(groups))}
     of_item = np.array([place[group] for group in groups])
     if len(of_item) != len(values):
         raise ValueError("every item needs its group")
-    sums: Figures = np.bincount(of_item, weights=values).astype(np.float64)
-    sizes: Figures = np.bincount(of_item).astype(np.float64)
+    sums: Figures = np.bincount(of_item, weights=values * weights).astype(np.float64)
+    sizes: Figures = np.bincount(of_item, weights=weights).astype(np.float64)
     return sums, sizes
 
 

@@ -17,15 +17,19 @@ from rich.table import Table
 from adapters.statistics import Proportion
 from training.config import BAPOConfig, Method
 from training.data import PreferencePair
-from training.evaluation.report import FACTS, LIKELIHOOD, Figures, figures_of
-from training.evaluation.retention import Question
+from training.evaluation.preference import pair_accuracy
+from training.evaluation.retention import Question, facts_kept
 from training.evaluation.style import exact_style
 from training.model import ResidentBase, adapted
 from training.progress import Tick, counting
 from training.run import train_adapter
 
 METHODS: dict[str, Method] = {"BAPO": "bapo", "DPO": "dpo"}
+LIKELIHOOD = "chosen is more likely"
 STYLE = "greedy answer is the preferred one"
+FACTS = "facts right"
+
+Figures = dict[str, Proportion]
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,18 @@ def _figures(
     questions: Sequence[Question],
     tick: Tick,
 ) -> Figures:
-    figures = figures_of(model, base.tokenizer, held_out, questions, tick)
+    figures: Figures = {}
+    if held_out:
+        accuracy = pair_accuracy(model, base.tokenizer, held_out, tick=tick)
+        figures[LIKELIHOOD] = accuracy.likelihood
+    if questions:
+        figures[FACTS] = facts_kept(model, base.tokenizer, questions, tick=tick).score
     if style:
         figures[STYLE] = exact_style(model, base.tokenizer, style, tick=tick)
     return figures
 
 
-def add_row(table: Table, user: str, model: str, figures: dict[str, Proportion]) -> None:
+def add_row(table: Table, user: str, model: str, figures: Figures) -> None:
     """A row of rates, each with its 95 % interval below it."""
     table.add_row(user, model, *(cell(figures.get(name)) for name in (LIKELIHOOD, STYLE, FACTS)))
 

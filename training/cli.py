@@ -1,4 +1,4 @@
-"""The verbs `bapo train`, `bapo eval` and `bapo anchors`.
+"""The verbs `bapo train` and `bapo anchors`.
 
 Owns flags, tables and the wording of failures. Refuses work: each verb gathers its input
 and makes one call. Torch is imported inside the verbs, so that help and wrong usage
@@ -6,11 +6,10 @@ answer at once. A failure is one sentence on stderr and exit code 1, never a tra
 """
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,12 +17,7 @@ from rich.console import Console
 from adapters.errors import AdapterError
 from training.errors import ConfigError, Stopped, TrainingError
 
-if TYPE_CHECKING:
-    from adapters.verdict import Verdict
-    from training.evaluation.report import Evaluation
-
 train = typer.Typer(add_completion=False)
-evaluate = typer.Typer(add_completion=False)
 anchors = typer.Typer(add_completion=False)
 
 NO_SETTINGS = {"words", "resume", "dry_run"}
@@ -115,56 +109,6 @@ def _train(
         )
 
 
-@evaluate.command()
-def _evaluate(
-    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
-    adapter: Annotated[str | None, typer.Option(help="Adapter folder; without, the base.")] = None,
-    pairs: Annotated[
-        str | None, typer.Option(help="Preference pairs that were not trained on.")
-    ] = None,
-    facts: Annotated[str | None, typer.Option(help="Questions with answers, JSONL.")] = None,
-    gate: Annotated[
-        Path | None,
-        typer.Option(help="Thresholds, YAML: judge, sign the verdict, end with 1 if it fails."),
-    ] = None,
-    gate_key: Annotated[
-        Path | None, typer.Option(help="PEM file of the signing key; default: this user's own.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-) -> None:
-    """Is an adapter good, and what did it forget? Base and adapter side by side."""
-    with spoken_errors():
-        if pairs is None and facts is None:
-            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or both.")
-        if gate is not None and adapter is None:
-            raise ConfigError("--gate judges an adapter: give --adapter.")
-        from training.data import load_pairs
-        from training.evaluation.gate import load_thresholds
-        from training.evaluation.report import evaluate_adapter
-        from training.evaluation.retention import load_questions
-        from training.model import load_base
-
-        thresholds = load_thresholds(gate) if gate else None
-        known_pairs = load_pairs(pairs) if pairs else []
-        questions = load_questions(facts) if facts else []
-        base = load_base(model)
-        if gate is None or adapter is None or thresholds is None:
-            found = evaluate_adapter(base, adapter, known_pairs, questions, progress=True)
-            _show(found, as_json=as_json)
-            return
-        from adapters.gate import KEY_FILE, signing_key
-        from training.evaluation.gate import figures_measured, judge, served_form, write_verdict
-
-        key = signing_key(gate_key or KEY_FILE)
-        with served_form(Path(adapter), base.info) as served:
-            found = evaluate_adapter(base, served, known_pairs, questions, progress=True)
-            lines = judge(thresholds, figures_measured(found, served.name))
-            verdict = write_verdict(Path(adapter), served, base.info, lines, gate, key)
-        _show(found, as_json=as_json, verdict=verdict)
-        if not verdict.passed:
-            raise typer.Exit(1)
-
-
 @anchors.command()
 def _anchors(
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
@@ -244,22 +188,3 @@ def file_and_settings(words: list[str]) -> tuple[str | None, dict[str, Any]]:
             raise ConfigError(f"The setting --{name} needs a value.")
         settings[name.replace("-", "_")] = given
     return file, settings
-
-
-def _show(found: "Evaluation", *, as_json: bool, verdict: "Verdict | None" = None) -> None:
-    if as_json:
-        judged = {} if verdict is None else {"verdict": verdict.model_dump(mode="json")}
-        print(json.dumps(found.as_json() | judged, indent=2))
-        return
-    console = Console()
-    console.print(found.as_table())
-    if verdict is None:
-        return
-    for line in verdict.lines:
-        console.print(
-            f"{'passed' if line.passed else 'FAILED'}  {line.threshold}: {line.measured}",
-            style=None if line.passed else "red",
-            markup=False,
-            soft_wrap=True,
-        )
-    console.print(f"signed with {verdict.key}", soft_wrap=True)

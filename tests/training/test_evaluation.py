@@ -4,13 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from adapters.statistics import Proportion
 from training.config import BAPOConfig
 from training.data import PreferencePair
-from training.errors import DataError
-from training.evaluation.preference import pair_accuracy
-from training.evaluation.report import FACTS, LIKELIHOOD, MARGIN, evaluate_adapter
+from training.errors import DataError, ModelError
+from training.evaluation import retention
+from training.evaluation.evaluate import Evaluation, candidates_of, evaluate
+from training.evaluation.preference import item_of, pair_accuracy
+from training.evaluation.results import Items
 from training.evaluation.retention import (
     Question,
     answer_texts,
@@ -84,11 +88,39 @@ def test_base_and_adapter_stand_side_by_side(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
     out = train_adapter(base, pairs, tmp_path / "witty", quick(num_train_epochs=8)).out
-    found = evaluate_adapter(base, out, pairs, [Question("Rain?", ("wet",))])
-    assert found.columns["base"].keys() == {LIKELIHOOD, FACTS}
-    assert found.columns["witty"][MARGIN] == Proportion(6, 6)
-    assert found.as_json()["witty"][MARGIN]["rate"] == 1
-    assert found.as_table().row_count == 3
+    other = train_adapter(base, pairs, tmp_path / "v1" / "witty", quick(num_train_epochs=1)).out
+    items = Items(
+        pairs=[item_of(pair) for pair in pairs],
+        questions=[retention.item_of(Question("Rain?", ("wet",)))],
+    )
+    names = (f"{tmp_path.name}/witty", "v1/witty")
+    report = evaluate(base, Evaluation(items, candidates_of([out, other])))
+    assert report.names == ["base", *names]
+    assert report.model("base").figures.keys() == {"preference.likelihood", "retention.facts"}
+    figure = report.model(names[0]).figures["preference.accuracy"]
+    assert (figure.value, figure.n, figure.kind) == (1, 6, "rate")
+    with adapted(base, out) as model:
+        found = pair_accuracy(model, base.tokenizer, pairs)
+    assert report.model(names[0]).figures["preference.likelihood"].value == found.likelihood.rate
+    assert {(c.before, c.after, c.figure) for c in report.comparisons} == {
+        ("base", name, figure)
+        for name in names
+        for figure in ("preference.likelihood", "retention.facts")
+    }
+
+
+def test_weights_that_are_no_numbers_are_said_so(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    out = train_adapter(base, pairs, tmp_path / "nan", quick(num_train_epochs=1)).out
+    weights = load_file(out / "adapter_model.safetensors")
+    save_file(
+        {k: torch.full_like(v, torch.nan) for k, v in weights.items()},
+        out / "adapter_model.safetensors",
+    )
+    items = Items(pairs=[item_of(pair) for pair in pairs])
+    with pytest.raises(ModelError, match=r"nan gives .* not finite"):
+        evaluate(base, Evaluation(items, candidates_of([out])))
 
 
 def test_the_margin_is_measured_against_the_base_and_not_a_copy(

@@ -13,52 +13,77 @@ from adapters.base import POCKET, describe_base
 from adapters.gate import Gate
 from adapters.registry import open_registry
 from adapters.statistics import Proportion
-from training.cli import evaluate
 from training.errors import ConfigError
-from training.evaluation.gate import Measured, Threshold, figures_measured, judge, load_thresholds
-from training.evaluation.report import FACTS, MARGIN, Evaluation
+from training.evaluation.cli import evaluate
+from training.evaluation.gate import Measured, Threshold, judge, load_thresholds, measured
+from training.evaluation.results import Answer, Items, QuestionItem, TextItem, TextScore
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = ROOT / "examples" / "preferences" / "pirate.heldout.jsonl"
 
 
-def measured(hits: int, n: int) -> Measured:
-    rate = Proportion(hits, n)
-    return Measured(rate.rate, n, rate.interval_at)
+def rate(hits: int, n: int) -> Measured:
+    found = Proportion(hits, n)
+    return Measured(found.rate, n, found.interval_at)
 
 
 def test_confidence_is_about_the_end_of_the_interval() -> None:
     """70 of 100: Wilson's one-sided 95 % bounds are 0.62 and 0.77."""
-    assert measured(70, 100).meets(Threshold(at_least=0.7))
-    assert not measured(70, 100).meets(Threshold(at_least=0.7, confidence=0.95))
-    assert measured(70, 100).meets(Threshold(at_least=0.61, confidence=0.95))
-    assert measured(70, 100).meets(Threshold(at_most=0.78, confidence=0.95))
-    assert not measured(70, 100).meets(Threshold(at_most=0.75, confidence=0.95))
+    assert rate(70, 100).meets(Threshold(at_least=0.7))
+    assert not rate(70, 100).meets(Threshold(at_least=0.7, confidence=0.95))
+    assert rate(70, 100).meets(Threshold(at_least=0.61, confidence=0.95))
+    assert rate(70, 100).meets(Threshold(at_most=0.78, confidence=0.95))
+    assert not rate(70, 100).meets(Threshold(at_most=0.75, confidence=0.95))
 
 
 def test_what_was_lost_is_paired_and_what_was_not_measured_fails() -> None:
-    before, after = (True,) * 200, (False,) * 4 + (True,) * 196
-    found = Evaluation(
-        {"base": {FACTS: Proportion.of(before)}, "a": {FACTS: Proportion.of(after)}},
-        {"base": before, "a": after},
+    items = Items(
+        questions=[
+            QuestionItem(
+                prompt="?",
+                answers=["yes"],
+                said={"base": Answer(text="", right=True), "a": Answer(text="", right=n >= 4)},
+            )
+            for n in range(200)
+        ]
     )
-    figures = figures_measured(found, "a")
-    assert figures["retention.drop"].value == pytest.approx(0.02)
+    drop = measured("retention.drop", items, "a")
+    assert drop is not None
+    assert drop.value == pytest.approx(0.02)
     lines = judge(
         {
             "retention.drop": Threshold(at_most=0.02),
             "retention.facts": Threshold(at_least=0.98),
-            "preference.margin": Threshold(at_least=0),
+            "preference.accuracy": Threshold(at_least=0),
         },
-        figures,
+        items,
+        "a",
     )
     assert [line.passed for line in lines] == [True, True, False]
     assert lines[2].measured == "not measured"
-    strict = judge({"retention.drop": Threshold(at_most=0.02, confidence=0.95)}, figures)
+    strict = judge({"retention.drop": Threshold(at_most=0.02, confidence=0.95)}, items, "a")
     assert not strict[0].passed
-    assert figures_measured(Evaluation({"a": {MARGIN: Proportion(3, 4)}}), "a").keys() == {
-        "preference.margin"
-    }
+
+
+def test_a_perplexity_rises_by_a_share_of_the_bases() -> None:
+    """0.1 nats a token more is exp(0.1) - 1 = 10.5 %, in every window, so without doubt."""
+    items = Items(
+        texts=[
+            TextItem(
+                source="t",
+                start=n,
+                tokens=10,
+                scores={"base": TextScore(nll=20 + n), "a": TextScore(nll=21 + n)},
+            )
+            for n in range(20)
+        ]
+    )
+    rise = measured("retention.perplexity.rise", items, "a")
+    assert rise is not None
+    assert rise.value == pytest.approx(0.10517, abs=1e-5)
+    assert rise.meets(Threshold(at_most=0.106, confidence=0.95))
+    assert not rise.meets(Threshold(at_most=0.105))
+    assert measured("retention.perplexity.rise", items, "b") is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +91,8 @@ def test_what_was_lost_is_paired_and_what_was_not_measured_fails() -> None:
     [
         ("", "dictionary"),
         ("{}", "no thresholds"),
-        ("retention.dorp: {at_most: 0.1}", "retention.dorp"),
+        ("retention.dorp: {at_most: 0.1}", "retention.dorp.*there are drift.changed,"),
+        ("preference.accuracy.drop: {at_most: 0.1}", "no figure of this name"),
         ("retention.drop: {}", "at_least or at_most"),
         ("retention.drop: {at_most: 0.1, at_least: 0}", "at_least or at_most"),
         ("retention.drop: {at_most: .nan}", "less than or equal|finite|greater"),
@@ -97,8 +123,8 @@ def test_a_verdict_from_the_command_is_what_a_registry_takes(
     command = ["--model", str(POCKET), "--adapter", str(adapter), "--pairs", str(pairs)]
     command += ["--gate-key", str(tmp_path / "key.pem"), "--gate"]
     easy, hard = tmp_path / "easy.yaml", tmp_path / "hard.yaml"
-    easy.write_text("preference.margin: {at_least: 0.5}\n")
-    hard.write_text("preference.margin: {at_least: 0.5}\nretention.drop: {at_most: 0.1}\n")
+    easy.write_text("preference.accuracy: {at_least: 0.5}\n")
+    hard.write_text("preference.accuracy: {at_least: 0.5}\nretention.drop: {at_most: 0.1}\n")
 
     failed = CliRunner().invoke(evaluate, [*command, str(hard)])
     assert failed.exit_code == 1, failed.output

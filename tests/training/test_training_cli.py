@@ -11,8 +11,10 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from training.cli import anchors, evaluate, train
+from training.cli import anchors, train
 from training.data import PreferencePair, save_pairs
+from training.evaluation.cli import evaluate
+from training.evaluation.results import read_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,10 +69,12 @@ def test_train_then_eval(base_folder: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["--model", base_folder, "--adapter", out, "--pairs", data, "--facts", facts]
     table = run(evaluate, *arguments)
     assert table.exit_code == 0, table.stderr
-    assert "facts right" in table.stdout
-    found = json.loads(run(evaluate, *arguments, "--json").stdout)
-    assert found["b"]["chosen gained more than rejected"]["n"] == 6
-    assert found["base"]["facts right"]["n"] == 1
+    assert "retention.facts" in table.stdout
+    kept = tmp_path / "kept"
+    found = json.loads(run(evaluate, *arguments, "--json", "--report", kept).stdout)
+    assert [model["name"] for model in found["models"]] == ["base", "b"]
+    assert found["models"][1]["figures"]["preference.accuracy"]["n"] == 6
+    assert read_report(kept).model_dump(mode="json") == found
 
 
 def test_anchors_fill_the_cache(base_folder: Path, data: Path, tmp_path: Path) -> None:
@@ -111,7 +115,9 @@ def test_wrong_usage_is_exit_code_2() -> None:
 def test_help_loads_no_torch() -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom training.cli import train\n"
+        "from training.evaluation.cli import evaluate\n"
         "assert CliRunner().invoke(train, ['--help']).exit_code == 0\n"
+        "assert CliRunner().invoke(evaluate, ['--help']).exit_code == 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)

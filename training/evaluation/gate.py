@@ -1,22 +1,32 @@
 """Thresholds on an evaluation, and the signed verdict that follows from them.
 
-Owns the file of thresholds and the judgement, line by line. Refuses measuring (`report.py`) and
+Owns the file of thresholds and the judgement, line by line. Refuses measuring (`evaluate.py`) and
 whose verdicts count (`adapters/gate.py`). What is measured and signed is the served form of the
 adapter, rounding included (docs/decisions/0004-signed-verdicts.md).
 Invariant: a figure that was not measured fails its line.
 """
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import expm1
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Self
 
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from adapters.artifact import artifact_digest, read_manifest, write_manifest
 from adapters.base import BaseModelInfo
@@ -24,18 +34,33 @@ from adapters.gate import sign
 from adapters.limits import Limits
 from adapters.normalise import normalise
 from adapters.provenance import derive_manifest
-from adapters.statistics import Interval, Proportion, paired_rates
+from adapters.statistics import Interval
 from adapters.validation import validate
 from adapters.verdict import Verdict, VerdictLine
 from training.errors import ConfigError
-from training.evaluation.report import FACTS, LIKELIHOOD, MARGIN, Evaluation
+from training.evaluation.figures import FIXED, Sample, samples_of
+from training.evaluation.results import BASE, Items
 
-Figure = Literal["preference.likelihood", "preference.margin", "retention.facts", "retention.drop"]
-RATES: Mapping[Figure, str] = {
-    "preference.likelihood": LIKELIHOOD,
-    "preference.margin": MARGIN,
-    "retention.facts": FACTS,
-}
+DROP, RISE = ".drop", ".rise"
+SHORT = {"retention.drop": "retention.facts.drop"}
+PERPLEXITY_RISE = "retention.perplexity.rise"
+_TASK = re.compile(r"tasks\.[\w.,:-]+")
+
+
+def _named(name: str) -> str:
+    """A figure's name, or that of what it lost against the base. Raises ValueError."""
+    full = SHORT.get(name, name)
+    rates = {f.name for f in FIXED if f.kind == "rate" and f.better == "higher" and not f.relative}
+    known = {f.name for f in FIXED} | {rate + DROP for rate in rates} | {PERPLEXITY_RISE}
+    if full not in known and not _TASK.fullmatch(full):
+        raise ValueError(
+            f"there is no figure of this name; there are {', '.join(sorted(known))},"
+            " tasks.NAME.METRIC and tasks.NAME.METRIC.drop"
+        )
+    return name
+
+
+FigureName = Annotated[str, AfterValidator(_named)]
 
 
 class Threshold(BaseModel):
@@ -43,8 +68,8 @@ class Threshold(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    at_least: float | None = Field(None, ge=-1, le=1)
-    at_most: float | None = Field(None, ge=-1, le=1)
+    at_least: float | None = Field(None, allow_inf_nan=False)
+    at_most: float | None = Field(None, allow_inf_nan=False)
     confidence: float | None = Field(None, ge=0.5, lt=1)
     """One-sided: with 0.95, the figure is beyond the bound in one of twenty such samples."""
 
@@ -59,7 +84,7 @@ class Threshold(BaseModel):
         return bound if self.confidence is None else f"{bound} at {self.confidence:g}"
 
 
-Thresholds = Mapping[Figure, Threshold]
+Thresholds = Mapping[str, Threshold]
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ def load_thresholds(path: Path) -> Thresholds:
     """The file of thresholds, YAML. Raises ConfigError, one sentence."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        thresholds = TypeAdapter(dict[Figure, Threshold]).validate_python(content)
+        thresholds = TypeAdapter(dict[FigureName, Threshold]).validate_python(content)
     except FileNotFoundError:
         raise ConfigError(f"There is no file of thresholds {path}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -101,19 +126,25 @@ def load_thresholds(path: Path) -> Thresholds:
     return thresholds
 
 
-def figures_measured(found: Evaluation, adapter: str) -> dict[Figure, Measured]:
-    """What a threshold can be about; `adapter` is its column, beside the base's."""
-    column = found.columns[adapter]
-    measured = {name: _of_rate(column[row]) for name, row in RATES.items() if row in column}
-    before, after = found.right.get("base", ()), found.right.get(adapter, ())
-    if before:
-        measured["retention.drop"] = _of_drop(before, after)
-    return measured
+def measured(name: str, items: Items, adapter: str) -> Measured | None:
+    """What a threshold on this figure is about; None where it was not measured."""
+    full = SHORT.get(name, name)
+    of = full.removesuffix(DROP).removesuffix(RISE)
+    after = samples_of(items, adapter).get(of)
+    if after is None or of == full:
+        return None if after is None else Measured(after.value, after.n, after.interval_at)
+    before = samples_of(items, BASE).get(of)
+    if before is None:
+        return None
+    return _rise(before, after) if full.endswith(RISE) else _drop(before, after)
 
 
-def judge(thresholds: Thresholds, measured: Mapping[Figure, Measured]) -> list[VerdictLine]:
-    """One line for each threshold, in their order."""
-    return [_line(name, threshold, measured.get(name)) for name, threshold in thresholds.items()]
+def judge(thresholds: Thresholds, items: Items, adapter: str) -> list[VerdictLine]:
+    """One line for each threshold, in their order; `adapter` is the model's name in the items."""
+    return [
+        _line(name, threshold, measured(name, items, adapter))
+        for name, threshold in thresholds.items()
+    ]
 
 
 @contextmanager
@@ -153,7 +184,7 @@ def write_verdict(
     return signed
 
 
-def _line(name: Figure, threshold: Threshold, measured: Measured | None) -> VerdictLine:
+def _line(name: str, threshold: Threshold, measured: Measured | None) -> VerdictLine:
     return VerdictLine(
         threshold=f"{name} {threshold}",
         measured="not measured" if measured is None else str(measured),
@@ -161,15 +192,21 @@ def _line(name: Figure, threshold: Threshold, measured: Measured | None) -> Verd
     )
 
 
-def _of_rate(rate: Proportion) -> Measured:
-    return Measured(rate.rate, rate.n, rate.interval_at)
-
-
-def _of_drop(before: Sequence[bool], after: Sequence[bool]) -> Measured:
-    """The share of questions lost, less those gained; the interval is of the paired difference."""
+def _drop(before: Sample, after: Sample) -> Measured:
+    """The share of items lost, less those gained; the interval is of the paired difference."""
 
     def interval_at(confidence: float) -> Interval:
-        change = paired_rates(before, after, confidence=confidence)
+        change = after.change_from(before, confidence)
         return -change.high, -change.low
 
-    return Measured(-paired_rates(before, after).difference, len(before), interval_at)
+    return Measured(-after.change_from(before).difference, after.n, interval_at)
+
+
+def _rise(before: Sample, after: Sample) -> Measured:
+    """How much larger a perplexity is than the base's: 0.05 is 5 %, on the same windows."""
+
+    def interval_at(confidence: float) -> Interval:
+        change = after.change_from(before, confidence)
+        return expm1(change.low), expm1(change.high)
+
+    return Measured(expm1(after.change_from(before).difference), after.n, interval_at)

@@ -8,6 +8,7 @@ A tie counts half. Scenarios must be held out by the caller, or answers leak.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -15,12 +16,16 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from adapters.statistics import Proportion
-from training.data import PreferencePair
+from training.data import ANSWER_COLUMNS, PAIR_COLUMNS, PreferencePair, pair_of
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError
+from training.evaluation.results import BASE, PairItem, PairScore
+from training.evaluation.users import owner
 from training.model import reference
 from training.progress import Tick, silent
 from training.scoring import score_pairs
+from training.sources import read_records
+from training.users import USER_COLUMN
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,45 @@ def pair_accuracy(
     with reference(model):
         base = score_pairs(model, encoded, batch_size=batch_size, tick=tick)  # (n, 2)
     return PairAccuracy(_wins(policy), _wins(policy - base))
+
+
+def load_pair_items(source: str | Path) -> list[PairItem]:
+    """Held-out pairs, each with its `user_id` where it has one. Raises DataError."""
+    records = read_records(source, (*PAIR_COLUMNS, USER_COLUMN), needed=ANSWER_COLUMNS)
+    items = [item_of(pair_of(record, at), owner(record, at)) for at, record in records]
+    if not items:
+        raise DataError(f"{source} is empty; give at least one preference pair.")
+    return items
+
+
+def item_of(pair: PreferencePair, user: str | None = None) -> PairItem:
+    """The pair as something that is asked."""
+    return PairItem(prompt=pair.prompt, chosen=pair.chosen, rejected=pair.rejected, user=user)
+
+
+def score_pair_items(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[PairItem],
+    name: str,
+    *,
+    batch_size: int = 32,
+    tick: Tick = silent,
+) -> None:
+    """Write the model's log-probabilities under `name` into each item.
+
+    The margin is against what stands there for the base. Raises DataError for a pair that cannot
+    be encoded.
+    """
+    pairs = [PreferencePair(item.prompt, item.chosen, item.rejected) for item in items]
+    encoded = encode_pairs(tokenizer, pairs)
+    scores = score_pairs(model, encoded, batch_size=batch_size, tick=tick).tolist()  # (n, 2)
+    for item, (chosen, rejected) in zip(items, scores, strict=True):
+        before = item.scores.get(BASE) if name != BASE else None
+        margin = None
+        if before is not None:
+            margin = (chosen - before.chosen) - (rejected - before.rejected)
+        item.scores[name] = PairScore(chosen=chosen, rejected=rejected, margin=margin)
 
 
 def _wins(scores: Tensor) -> Proportion:

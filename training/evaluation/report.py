@@ -1,120 +1,65 @@
-"""Base and adapter side by side, as a table for people and as JSON for programs.
+"""An evaluation as a table in the terminal.
 
-Owns which figures make an evaluation and how they look. Refuses to compute them: that is
-done by `preference`, `retention` and `style` beside it.
+Owns how figures look there. Refuses to compute any: they stand in the report.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
+from rich.console import Group, RenderableType
 from rich.table import Table
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from adapters.statistics import Proportion
-from training.data import PreferencePair
-from training.evaluation.preference import pair_accuracy
-from training.evaluation.retention import Question, facts_kept
-from training.model import ResidentBase, adapted
-from training.progress import Tick, counting, silent
-
-LIKELIHOOD = "chosen is more likely"
-MARGIN = "chosen gained more than rejected"
-FACTS = "facts right"
-
-Figures = dict[str, Proportion]
+from training.evaluation.results import Comparison, Figure, Report
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The figures of each model that was asked, by its name, the base first."""
-
-    columns: dict[str, Figures]
-    right: dict[str, tuple[bool, ...]] = field(default_factory=dict)
-    """Of each model, which questions it answered right, in their order."""
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            model: {name: _json_of(figure) for name, figure in figures.items()}
-            for model, figures in self.columns.items()
-        }
-
-    def as_table(self) -> Table:
-        """One row a figure, one column a model, with n and Wilson's 95 % interval."""
-        table = Table("figure", *self.columns, caption="rate [95 % interval] of n")
-        names = dict.fromkeys(name for column in self.columns.values() for name in column)
-        for name in names:
-            table.add_row(
-                name, *(str(c[name]) if name in c else "–" for c in self.columns.values())
-            )
-        return table
+def as_tables(report: Report) -> RenderableType:
+    """One row a figure, one column a model; below it what changed between them."""
+    return Group(_figures(report), *([_changes(report)] if report.comparisons else []))
 
 
-def evaluate_adapter(
-    base: ResidentBase,
-    adapter: str | Path | None,
-    pairs: Sequence[PreferencePair] = (),
-    questions: Sequence[Question] = (),
-    *,
-    progress: bool = False,
-) -> Evaluation:
-    """Ask the base and, when it is given, the adapter the same things; `progress` shows bars."""
-    ask = partial(_ask, tokenizer=base.tokenizer, pairs=pairs, questions=questions)
-    items = len(pairs) + len(questions)
-    with counting("base" if progress else None, items) as tick:
-        answers = {"base": ask(base.model, tick=tick)}
-    if adapter is not None:
-        name = Path(adapter).name
-        with (
-            adapted(base, adapter) as model,
-            counting(name if progress else None, items + len(pairs)) as tick,
-        ):
-            answers[name] = ask(model, tick=tick)
-    return Evaluation(
-        {name: figures for name, (figures, _) in answers.items()},
-        {name: right for name, (_, right) in answers.items()},
-    )
+def shown(figure: Figure) -> str:
+    """The figure with its interval and n."""
+    low, high = (_number(end, figure) for end in (figure.low, figure.high))
+    return f"{_number(figure.value, figure)} [{low}, {high}] of {figure.n}"
 
 
-def figures_of(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferencePair],
-    questions: Sequence[Question],
-    tick: Tick = silent,
-) -> Figures:
-    """Every figure that the given pairs and questions allow.
-
-    `tick` hears of every pair and question that is done, of pairs twice where the model wears an
-    adapter.
-    """
-    return _ask(model, tokenizer, pairs, questions, tick)[0]
+def _figures(report: Report) -> Table:
+    table = Table("figure", *report.names, caption="value [95 % interval] of n")
+    for name in dict.fromkeys(name for model in report.models for name in model.figures):
+        found = [model.figures.get(name) for model in report.models]
+        table.add_row(name, *("–" if figure is None else shown(figure) for figure in found))
+    return table
 
 
-def _ask(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferencePair],
-    questions: Sequence[Question],
-    tick: Tick = silent,
-) -> tuple[Figures, tuple[bool, ...]]:
-    """The figures, and which questions were answered right."""
-    figures: Figures = {}
-    right: tuple[bool, ...] = ()
-    if pairs:
-        accuracy = pair_accuracy(model, tokenizer, pairs, tick=tick)
-        figures[LIKELIHOOD] = accuracy.likelihood
-        if accuracy.margin is not None:
-            figures[MARGIN] = accuracy.margin
-    if questions:
-        kept = facts_kept(model, tokenizer, questions, tick=tick)
-        figures[FACTS], right = kept.score, kept.right
-    return figures, right
+def _changes(report: Report) -> Table:
+    table = Table(
+        "change", "of", "from", "difference", "p", "gained, lost",
+        caption="difference [95 % interval] of n, paired; p after Holm",
+    )  # fmt: skip
+    for change in report.comparisons:
+        flips = "" if change.gained is None else f"{change.gained}, {change.lost}"
+        table.add_row(
+            change.figure,
+            change.after,
+            change.before,
+            _difference(report, change),
+            f"{change.p_adjusted:.2g}",
+            flips,
+        )
+    return table
 
 
-def _json_of(figure: Proportion) -> dict[str, float]:
-    low, high = figure.interval
-    return {"rate": figure.rate, "low": low, "high": high, "n": figure.n}
+def _difference(report: Report, change: Comparison) -> str:
+    figure = report.model(change.after).figures.get(change.figure)
+    rate = figure is not None and figure.kind == "rate"
+
+    def number(value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{100 * value:+.1f}" if rate else f"{value:+.3g}"
+
+    ends = f"[{number(change.low)}, {number(change.high)}]"
+    return f"{number(change.difference)} {ends}{' points' if rate else ''} of {change.n}"
+
+
+def _number(value: float | None, figure: Figure) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if figure.kind == "rate" else f"{value:.3g}"

@@ -18,6 +18,8 @@ from adapters.statistics import Proportion
 from training.data import read_jsonl
 from training.encoding import encode_prompt
 from training.errors import DataError
+from training.evaluation.results import Answer, QuestionItem
+from training.evaluation.users import owner
 from training.generation import complete
 from training.progress import Tick, silent
 
@@ -29,6 +31,7 @@ class Question:
     prompt: str
     answers: tuple[str, ...]
     topic: str = ""
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,32 @@ def facts_kept(
     )
     right = tuple(is_right(t, q.answers) for t, q in zip(texts, questions, strict=True))
     return FactsKept(Proportion.of(right), tuple(texts), right)
+
+
+def item_of(question: Question) -> QuestionItem:
+    """The question as something that is asked."""
+    return QuestionItem(
+        prompt=question.prompt,
+        answers=list(question.answers),
+        topic=question.topic,
+        user=question.user,
+    )
+
+
+def ask_questions(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[QuestionItem],
+    name: str,
+    *,
+    max_new_tokens: int = 48,
+    tick: Tick = silent,
+) -> None:
+    """Write what the model says under `name` into each item, and whether it is right."""
+    prompts = [item.prompt for item in items]
+    texts = answer_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, tick=tick)
+    for item, text in zip(items, texts, strict=True):
+        item.said[name] = Answer(text=text, right=is_right(text, item.answers))
 
 
 def answer_texts(
@@ -112,4 +141,5 @@ def _question_of(record: dict[str, object], where: str) -> Question:
         raise DataError(f"{where}: 'answers' must be a list with at least one text")
     if not all(isinstance(answer, str) and normalise_text(answer) for answer in answers):
         raise DataError(f"{where}: 'answers' has an entry that is not a word or words")
-    return Question(prompt, tuple(answers), topic if isinstance(topic, str) else "")
+    known = topic if isinstance(topic, str) else ""
+    return Question(prompt, tuple(answers), known, owner(record, where))

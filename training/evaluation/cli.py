@@ -1,0 +1,161 @@
+"""The verb `bapo eval`.
+
+Owns flags and what is shown. Refuses work: it gathers what is asked, makes one call and shows the
+report. Torch is imported inside, so that help and wrong usage answer at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from training.cli import spoken_errors
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.evaluation.evaluate import Candidate, Evaluation
+    from training.evaluation.gate import Thresholds
+    from training.evaluation.results import Report
+    from training.model import ResidentBase
+
+evaluate = typer.Typer(add_completion=False)
+
+ASKED, JUDGED, SHOWN = "What is asked", "The gate", "What comes out"
+
+
+@evaluate.command()
+def _evaluate(
+    model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
+    adapter: Annotated[
+        list[Path] | None, typer.Option(help="Adapter folder; several by repeating it.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="What they are compared with: base (the default) or adapter folders."),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Preference pairs that were not trained on.", rich_help_panel=ASKED),
+    ] = None,
+    facts: Annotated[
+        str | None, typer.Option(help="Questions with answers, JSONL.", rich_help_panel=ASKED)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Thresholds, YAML: judge, sign the verdict, end with 1 if it fails.",
+            rich_help_panel=JUDGED,
+        ),
+    ] = None,
+    gate_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the signing key; default: this user's own.", rich_help_panel=JUDGED
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.json.", rich_help_panel=SHOWN)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The report on stdout.", rich_help_panel=SHOWN)
+    ] = False,
+) -> None:
+    """Is an adapter good, and what did it forget? Base and adapters side by side.
+
+    bapo eval --model models/pocket --adapter runs/pirate --pairs heldout.jsonl --facts facts.jsonl
+    """
+    with spoken_errors():
+        if pairs is None and facts is None:
+            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or both.")
+        if gate is not None and not adapter:
+            raise ConfigError("--gate judges an adapter: give --adapter.")
+        from training.evaluation.evaluate import Evaluation, Settings, evaluate
+        from training.evaluation.gate import load_thresholds
+        from training.evaluation.material import compared, gather
+        from training.model import load_base
+
+        thresholds = load_thresholds(gate) if gate else None
+        items, sources = gather(pairs=pairs, facts=facts)
+        candidates, names = compared(adapter or (), against or ())
+        base = load_base(model)
+        with _as_judged(candidates, base, gated=gate is not None) as measured:
+            wanted = Evaluation(items, measured, names, Settings(seed=seed), sources)
+            found = evaluate(base, wanted, progress=True)
+            if gate is not None and thresholds is not None:
+                _judge(found, wanted, thresholds, base, gate, gate_key)
+        _show(found, report, as_json=as_json)
+        if any(m.verdict is not None and not m.verdict.passed for m in found.models):
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _as_judged(
+    candidates: "Sequence[Candidate]", base: "ResidentBase", *, gated: bool
+) -> "Iterator[list[Candidate]]":
+    """The adapters as they are; for a gate in the form in which they would be served."""
+    from dataclasses import replace
+
+    from training.evaluation.gate import served_form
+
+    with ExitStack() as stack:
+        yield [
+            replace(
+                candidate,
+                folder=stack.enter_context(served_form(candidate.folder, base.info)),
+                served_form=True,
+            )
+            if gated
+            else candidate
+            for candidate in candidates
+        ]
+
+
+def _judge(
+    found: "Report",
+    wanted: "Evaluation",
+    thresholds: "Thresholds",
+    base: "ResidentBase",
+    gate: Path,
+    gate_key: Path | None,
+) -> None:
+    """A signed verdict on each adapter under test, in its manifest and in the report."""
+    from adapters.gate import KEY_FILE, signing_key
+    from training.evaluation.gate import judge, write_verdict
+
+    key = signing_key(gate_key or KEY_FILE)
+    for one in wanted.candidates:
+        if one.name not in wanted.against:
+            lines = judge(thresholds, found.items, one.name)
+            verdict = write_verdict(one.given, one.folder, base.info, lines, gate, key)
+            found.model(one.name).verdict = verdict
+
+
+def _show(found: "Report", folder: Path | None, *, as_json: bool) -> None:
+    """What was found on the terminal or as JSON, and kept where that is wanted."""
+    from training.evaluation.report import as_tables
+    from training.evaluation.results import write_report
+
+    if folder is not None:
+        write_report(found, folder)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    console = Console()
+    console.print(as_tables(found))
+    for model in found.models:
+        if model.verdict is None:
+            continue
+        for line in model.verdict.lines:
+            console.print(
+                f"{'passed' if line.passed else 'FAILED'}  {line.threshold}: {line.measured}",
+                style=None if line.passed else "red",
+                markup=False,
+                soft_wrap=True,
+            )
+        console.print(f"{model.name}: signed with {model.verdict.key}", soft_wrap=True)
+    if folder is not None:
+        console.print(f"written: {folder}", soft_wrap=True)
