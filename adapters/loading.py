@@ -62,14 +62,18 @@ class Patch:
     trials: Mapping[str, Trial | None]
 
     def apply(self, snapshot: Snapshot) -> None:
+        # What a key opens is in place before the key, and shut before anything goes.
         for key_id, key in self.keys.items():
-            snapshot.put_key(key_id, key)
+            if key is None:
+                snapshot.put_key(key_id, None)
         for experiment_id, trial in self.trials.items():
             snapshot.put_trial(experiment_id, trial)
         for user_id, user in self.users.items():
             snapshot.put_user(user_id, user)
         for adapter_id, adapter in self.adapters.items():
             snapshot.put_adapter(adapter_id, adapter)
+        for key_id, key in self.keys.items():
+            snapshot.put_key(key_id, key)
 
 
 def read_revision(session: Session) -> Revision:
