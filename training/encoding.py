@@ -81,8 +81,8 @@ def encode_pair(
         raise DataError(
             f"the prompt has {len(prompt)} tokens, max_prompt_length is {max_prompt_length}"
         )
-    chosen = _encode_answer(tokenizer, pair.messages, prompt, pair.chosen)
-    rejected = _encode_answer(tokenizer, pair.messages, prompt, pair.rejected)
+    chosen = encode_answer(tokenizer, pair.messages, prompt, pair.chosen)
+    rejected = encode_answer(tokenizer, pair.messages, prompt, pair.rejected)
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         if len(answer) > max_completion_length:
             raise DataError(
@@ -118,9 +118,10 @@ def stop_tokens(
     return sorted(ids)
 
 
-def _encode_answer(
+def encode_answer(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: Tokens, answer: str
 ) -> Tokens:
+    """Token ids of an answer to a prompt that is encoded, with the token that ends the turn."""
     turns = [*messages, {"role": "assistant", "content": answer}]
     text = _render(tokenizer, turns, open_turn=False)
     ids = _tokens(tokenizer, text)

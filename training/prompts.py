@@ -17,7 +17,7 @@ from training.errors import DataError
 
 def load_prompts(path: str | Path) -> list[list[Message]]:
     """Every prompt of a file as messages; raises DataError with file and line."""
-    prompts = [_messages_of(record.get("prompt"), where) for where, record in read_jsonl(path)]
+    prompts = [messages_of(record.get("prompt"), where) for where, record in read_jsonl(path)]
     if not prompts:
         raise DataError(f"{path} is empty; give at least one general prompt.")
     return prompts
@@ -42,7 +42,8 @@ def encode_general(
     return rows
 
 
-def _messages_of(prompt: object, where: str) -> list[Message]:
+def messages_of(prompt: object, where: str) -> list[Message]:
+    """The messages of a record's prompt, text or messages. Raises DataError with `where`."""
     if isinstance(prompt, str) and prompt.strip():
         return [{"role": "user", "content": prompt}]
     messages: list[Any] = prompt if isinstance(prompt, list) and prompt else [None]

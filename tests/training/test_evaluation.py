@@ -94,7 +94,7 @@ def test_base_and_adapter_stand_side_by_side(
         questions=[retention.item_of(Question("Rain?", ("wet",)))],
     )
     names = (f"{tmp_path.name}/witty", "v1/witty")
-    report = evaluate(base, Evaluation(items, candidates_of([out, other])))
+    report = evaluate(base, Evaluation(items, candidates=candidates_of([out, other])))
     assert report.names == ["base", *names]
     assert report.model("base").figures.keys() == {"preference.likelihood", "retention.facts"}
     figure = report.model(names[0]).figures["preference.accuracy"]
@@ -120,7 +120,7 @@ def test_weights_that_are_no_numbers_are_said_so(
     )
     items = Items(pairs=[item_of(pair) for pair in pairs])
     with pytest.raises(ModelError, match=r"nan gives .* not finite"):
-        evaluate(base, Evaluation(items, candidates_of([out])))
+        evaluate(base, Evaluation(items, candidates=candidates_of([out])))
 
 
 def test_the_margin_is_measured_against_the_base_and_not_a_copy(

@@ -43,6 +43,31 @@ def _evaluate(
     facts: Annotated[
         str | None, typer.Option(help="Questions with answers, JSONL.", rich_help_panel=ASKED)
     ] = None,
+    choices: Annotated[
+        str | None,
+        typer.Option(
+            help="Multiple choice: JSONL, prompt, choices, answer.", rich_help_panel=ASKED
+        ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="A text for perplexity; several by repeating it.", rich_help_panel=ASKED),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The user's prompts, for drift; pairs will do.", rich_help_panel=ASKED),
+    ] = None,
+    general_prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts that are nobody's, for drift.", rich_help_panel=ASKED),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="The first so many of each file.", min=1)
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens a text's window moves on by.", min=1)
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.", min=1)] = 48,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 42,
     gate: Annotated[
         Path | None,
@@ -69,21 +94,23 @@ def _evaluate(
     bapo eval --model models/pocket --adapter runs/pirate --pairs heldout.jsonl --facts facts.jsonl
     """
     with spoken_errors():
-        if pairs is None and facts is None:
-            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or both.")
         if gate is not None and not adapter:
             raise ConfigError("--gate judges an adapter: give --adapter.")
         from training.evaluation.evaluate import Evaluation, Settings, evaluate
         from training.evaluation.gate import load_thresholds
-        from training.evaluation.material import compared, gather
+        from training.evaluation.material import Files, compared, gather
         from training.model import load_base
 
         thresholds = load_thresholds(gate) if gate else None
-        items, sources = gather(pairs=pairs, facts=facts)
+        files = Files(pairs, facts, choices, text or (), prompts, general_prompts)
+        if not files.any:
+            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or another file.")
+        items, texts, sources = gather(files, limit=limit)
+        settings = Settings(seed=seed, max_new_tokens=max_new_tokens, stride=stride)
         candidates, names = compared(adapter or (), against or ())
         base = load_base(model)
         with _as_judged(candidates, base, gated=gate is not None) as measured:
-            wanted = Evaluation(items, measured, names, Settings(seed=seed), sources)
+            wanted = Evaluation(items, texts, measured, names, settings, sources)
             found = evaluate(base, wanted, progress=True)
             if gate is not None and thresholds is not None:
                 _judge(found, wanted, thresholds, base, gate, gate_key)

@@ -9,16 +9,20 @@ import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from adapters.artifact import artifact_digest, read_manifest
 from training.errors import ModelError
+from training.evaluation.asked import Asked, Measure
+from training.evaluation.choices import score_choices
+from training.evaluation.drift import Drift
 from training.evaluation.figures import complete
+from training.evaluation.perplexity import Perplexity, Text
 from training.evaluation.preference import score_pair_items
 from training.evaluation.results import BASE, BaseEntry, Items, ModelEntry, Report, Source
 from training.evaluation.retention import ask_questions
@@ -44,19 +48,12 @@ class Settings:
 
     seed: int = 42
     max_new_tokens: int = 48
-    """Longest greedy answer to a question."""
+    """Longest answer, in tokens."""
+    stride: int | None = None
+    """Tokens by which a text's window moves on; by default half of what the model can read."""
 
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "seed"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A model that is being asked: its name, itself, and the tokenizer."""
-
-    name: str
-    model: torch.nn.Module
-    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,8 @@ class Evaluation:
     """What is asked of whom. `evaluate` fills `items` with what they make of it."""
 
     items: Items
+    texts: Sequence[Text] = ()
+    """Texts for perplexity; only the tokenizer can make items of them."""
     candidates: Sequence[Candidate] = ()
     against: Sequence[str] = (BASE,)
     """Names of the models that the others are compared with."""
@@ -90,15 +89,10 @@ def evaluate(base: ResidentBase, wanted: Evaluation, *, progress: bool = False) 
     """
     entries = [_entry(candidate) for candidate in wanted.candidates]
     names = {BASE: None, **{c.name: c.folder for c in wanted.candidates}}
+    measures = _measures(wanted)
     for name, folder in names.items():
         with _wearing(base, folder) as model:
-            try:
-                _ask(Asked(name, model, base.tokenizer), wanted, progress=progress)
-            except ValidationError:  # NaN is no figure of any item
-                raise ModelError(
-                    f"{name} gives log-probabilities that are not finite numbers: its weights"
-                    " are broken."
-                ) from None
+            _ask(Asked(name, model, base.tokenizer), measures, progress=progress)
     report = Report(
         base=BaseEntry(name=base.info.name, fingerprint=base.info.fingerprint),
         models=[ModelEntry(name=BASE), *entries],
@@ -111,26 +105,37 @@ def evaluate(base: ResidentBase, wanted: Evaluation, *, progress: bool = False) 
     return complete(report, wanted.against)
 
 
-def _ask(asked: Asked, wanted: Evaluation, *, progress: bool) -> None:
-    """Every measure that there are items for, each with its own bar."""
+def _measures(wanted: Evaluation) -> list[Measure]:
+    """Every measure that there are items for."""
     items, settings = wanted.items, wanted.settings
+    tokens, stride = settings.max_new_tokens, settings.stride
+    drift = Drift(items.drift, seed=settings.seed, max_new_tokens=tokens)
+    every = [
+        Measure("pairs", len(items.pairs), partial(score_pair_items, items.pairs)),
+        Measure(
+            "questions",
+            len(items.questions),
+            partial(ask_questions, items.questions, max_new_tokens=tokens),
+        ),
+        Measure("choices", len(items.choices), partial(score_choices, items.choices)),
+        Measure("texts", len(wanted.texts), Perplexity(wanted.texts, items.texts, stride=stride)),
+        Measure("drift", len(items.drift), drift),
+    ]
+    return [measure for measure in every if measure.total]
 
-    def bar(label: str, total: int) -> Any:
-        return counting(f"{asked.name}: {label}" if progress else None, total)
 
-    if items.pairs:
-        with bar("pairs", len(items.pairs)) as tick:
-            score_pair_items(asked.model, asked.tokenizer, items.pairs, asked.name, tick=tick)
-    if items.questions:
-        with bar("questions", len(items.questions)) as tick:
-            ask_questions(
-                asked.model,
-                asked.tokenizer,
-                items.questions,
-                asked.name,
-                max_new_tokens=settings.max_new_tokens,
-                tick=tick,
-            )
+def _ask(asked: Asked, measures: Sequence[Measure], *, progress: bool) -> None:
+    """One measure after the other, each with its own bar. Raises ModelError."""
+    for measure in measures:
+        label = f"{asked.name}: {measure.label}" if progress else None
+        try:
+            with counting(label, measure.total) as tick:
+                measure.ask(asked, tick)
+        except ValidationError:  # NaN is no figure of any item
+            raise ModelError(
+                f"{asked.name} gives log-probabilities that are not finite numbers: its weights"
+                " are broken."
+            ) from None
 
 
 @contextmanager

@@ -5,36 +5,70 @@ are the measures'. Everything is read, and everything wrong is said, before a mo
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from training.errors import ConfigError
+from training.evaluation.choices import load_choices
+from training.evaluation.drift import load_prompts
 from training.evaluation.evaluate import Candidate, candidates_of
+from training.evaluation.perplexity import Text, load_text
 from training.evaluation.preference import load_pair_items
 from training.evaluation.results import BASE, Items, Source
 from training.evaluation.retention import item_of, load_questions
 
+T = TypeVar("T", bound=BaseModel)
+Sources = dict[str, Source]
 
-def gather(
-    *, pairs: str | None = None, facts: str | None = None
-) -> tuple[Items, dict[str, Source]]:
-    """The items of every file that was given, and what each file was. Raises DataError."""
-    sources: dict[str, Source] = {}
 
-    def read(flag: str, source: str | None, reader: Callable[[str], list[Any]]) -> list[Any]:
+@dataclass(frozen=True)
+class Files:
+    """The files of an evaluation, by flag."""
+
+    pairs: str | None = None
+    facts: str | None = None
+    choices: str | None = None
+    text: Sequence[Path] = ()
+    prompts: Path | None = None
+    general_prompts: Path | None = None
+
+    @property
+    def any(self) -> bool:
+        return any(vars(self).values())
+
+
+def gather(files: Files, *, limit: int | None = None) -> tuple[Items, list[Text], Sources]:
+    """The items of every file that was given (the first `limit` of each), the texts, the sources.
+
+    Raises DataError.
+    """
+    sources: Sources = {}
+
+    def read(flag: str, source: str | Path | None, reader: Callable[[Any], list[T]]) -> list[T]:
         if source is None:
             return []
-        found = reader(source)
+        found = reader(source)[:limit]
         sources[flag] = Source(name=Path(source).name, digest=_digest(found), n=len(found))
         return found
 
+    texts = [load_text(path) for path in files.text]
+    for text in texts:
+        sources[f"text {text.name}"] = Source(name=text.name, digest=_hash(text.content), n=1)
     items = Items(
-        pairs=read("pairs", pairs, load_pair_items),
-        questions=read("facts", facts, lambda path: list(map(item_of, load_questions(path)))),
+        pairs=read("pairs", files.pairs, load_pair_items),
+        questions=read("facts", files.facts, lambda path: list(map(item_of, load_questions(path)))),
+        choices=read("choices", files.choices, load_choices),
+        drift=[
+            *read("prompts", files.prompts, partial(load_prompts, of="user")),
+            *read("general prompts", files.general_prompts, partial(load_prompts, of="general")),
+        ],
     )
-    return items, sources
+    return items, texts, sources
 
 
 def compared(
@@ -54,9 +88,10 @@ def compared(
     return candidates, names if against and BASE not in against else (BASE, *names)
 
 
-def _digest(items: Sequence[Any]) -> str:
+def _digest(items: Sequence[BaseModel]) -> str:
     """The identity of what is asked; the order counts."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(json.dumps(item.model_dump(mode="json"), sort_keys=True).encode())
-    return f"sha256:{digest.hexdigest()}"
+    return _hash("\n".join(item.model_dump_json() for item in items))
+
+
+def _hash(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

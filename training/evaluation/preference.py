@@ -19,6 +19,7 @@ from adapters.statistics import Proportion
 from training.data import ANSWER_COLUMNS, PAIR_COLUMNS, PreferencePair, pair_of
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError
+from training.evaluation.asked import Asked
 from training.evaluation.results import BASE, PairItem, PairScore
 from training.evaluation.users import owner
 from training.model import reference
@@ -74,28 +75,22 @@ def item_of(pair: PreferencePair, user: str | None = None) -> PairItem:
 
 
 def score_pair_items(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[PairItem],
-    name: str,
-    *,
-    batch_size: int = 32,
-    tick: Tick = silent,
+    items: Sequence[PairItem], asked: Asked, tick: Tick = silent, *, batch_size: int = 32
 ) -> None:
-    """Write the model's log-probabilities under `name` into each item.
+    """Write the model's log-probabilities into each item.
 
     The margin is against what stands there for the base. Raises DataError for a pair that cannot
     be encoded.
     """
     pairs = [PreferencePair(item.prompt, item.chosen, item.rejected) for item in items]
-    encoded = encode_pairs(tokenizer, pairs)
-    scores = score_pairs(model, encoded, batch_size=batch_size, tick=tick).tolist()  # (n, 2)
-    for item, (chosen, rejected) in zip(items, scores, strict=True):
-        before = item.scores.get(BASE) if name != BASE else None
+    encoded = encode_pairs(asked.tokenizer, pairs)
+    scores = score_pairs(asked.model, encoded, batch_size=batch_size, tick=tick)  # (n, 2)
+    for item, (chosen, rejected) in zip(items, scores.tolist(), strict=True):
+        before = None if asked.is_base else item.scores.get(BASE)
         margin = None
         if before is not None:
             margin = (chosen - before.chosen) - (rejected - before.rejected)
-        item.scores[name] = PairScore(chosen=chosen, rejected=rejected, margin=margin)
+        item.scores[asked.name] = PairScore(chosen=chosen, rejected=rejected, margin=margin)
 
 
 def _wins(scores: Tensor) -> Proportion:

@@ -183,8 +183,8 @@ class DriftItem(_Data):
 
     of: Literal["user", "general"]
     prompt: Prompt
-    base_answer: str
-    tokens: int
+    base_answer: str = ""
+    tokens: int = 0
     """Of the base's sampled answer."""
     user: str | None = None
     scores: dict[str, DriftScore] = {}

@@ -18,6 +18,7 @@ from adapters.statistics import Proportion
 from training.data import read_jsonl
 from training.encoding import encode_prompt
 from training.errors import DataError
+from training.evaluation.asked import Asked
 from training.evaluation.results import Answer, QuestionItem
 from training.evaluation.users import owner
 from training.generation import complete
@@ -84,19 +85,18 @@ def item_of(question: Question) -> QuestionItem:
 
 
 def ask_questions(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[QuestionItem],
-    name: str,
-    *,
-    max_new_tokens: int = 48,
-    tick: Tick = silent,
+    items: Sequence[QuestionItem], asked: Asked, tick: Tick = silent, *, max_new_tokens: int = 48
 ) -> None:
-    """Write what the model says under `name` into each item, and whether it is right."""
-    prompts = [item.prompt for item in items]
-    texts = answer_texts(model, tokenizer, prompts, max_new_tokens=max_new_tokens, tick=tick)
+    """Write what the model says into each item, and whether it is right."""
+    texts = answer_texts(
+        asked.model,
+        asked.tokenizer,
+        [item.prompt for item in items],
+        max_new_tokens=max_new_tokens,
+        tick=tick,
+    )
     for item, text in zip(items, texts, strict=True):
-        item.said[name] = Answer(text=text, right=is_right(text, item.answers))
+        item.said[asked.name] = Answer(text=text, right=is_right(text, item.answers))
 
 
 def answer_texts(
