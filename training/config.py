@@ -63,6 +63,10 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     anchor_max_new_tokens: int = setting(128, "A base answer is cut after so many tokens.")
     anchor_batch_size: int = setting(64, "Prompts answered together by the base model.")
     anchor_cache: str | None = setting(None, "JSONL file of base answers; default: user cache.")
+    drift_steps: int = setting(10, "Steps between two looks at the drift from the base; 0: none.")
+    drift_prompts: int = setting(32, "Prompts whose base answers are looked at for drift.")
+    drift_warn: float | None = setting(1.0, "Drift (KL, nats a token) above which a run warns.")
+    drift_limit: float | None = setting(None, "Drift (KL, nats a token) above which a run stops.")
     max_prompt_length: int = setting(1024, "A longer prompt (tokens) is an error, never cut.")
     max_completion_length: int = setting(1024, "A longer answer (tokens) is an error, never cut.")
     lora_rank: int = setting(8, "Rank of the adapter (r).")
@@ -122,6 +126,11 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         """Whether the base model has to answer the prompts first."""
         return self.anchored and self.anchor_on == "base"
 
+    @property
+    def watches_drift(self) -> bool:
+        """Whether the drift from the base is looked at during training."""
+        return self.drift_steps > 0
+
     def hyperparameters(self) -> dict[str, Any]:
         """What shaped the result, for the manifest: our own fields and the optimiser's."""
         return {name: getattr(self, name) for name in _RECORDED}
@@ -155,6 +164,9 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         for name in ("beta", "learning_rate", "num_train_epochs", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+        for name in ("drift_warn", "drift_limit"):
+            if not (getattr(self, name) is None or getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be above 0 or none, not {getattr(self, name)}.")
         if self.lora_rank > MAX_LORA_RANK:
             raise ConfigError(f"lora_rank must be at most {MAX_LORA_RANK}, vLLM serves no more.")
         if self.label_smoothing >= 0.5:
@@ -180,6 +192,8 @@ _MINIMUM = {
     "anchor_temperature": 0,
     "anchor_weight": 0,
     "dpop_weight": 0,
+    "drift_prompts": 1,
+    "drift_steps": 0,
     "label_smoothing": 0,
     "lora_dropout": 0,
     "lora_rank": 1,
@@ -196,6 +210,10 @@ _MACHINE_ONLY = {
     "anchor_prompts",
     "dataloader_pin_memory",
     "disable_tqdm",
+    "drift_limit",
+    "drift_prompts",
+    "drift_steps",
+    "drift_warn",
     "logging_steps",
     "method",
     "output_dir",

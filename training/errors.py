@@ -5,6 +5,7 @@
     ├── DataError        a preference or question file is not usable; names file and line
     ├── ModelError       the base model cannot be loaded or cannot be trained this way
     ├── DivergedError    the loss is no longer a number
+    ├── DriftedError     the adapter has gone further from the base than it may
     ├── OutOfMemory      the machine's memory is too small for these settings
     └── Stopped          the run was asked to stop; it left a checkpoint
 
@@ -30,6 +31,10 @@ class ModelError(TrainingError):
 
 class DivergedError(TrainingError):
     """The loss is no longer a finite number."""
+
+
+class DriftedError(TrainingError):
+    """The adapter has gone further from the base than `drift_limit` allows."""
 
 
 class OutOfMemory(TrainingError):

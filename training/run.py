@@ -26,6 +26,7 @@ from training.cache import default_cache
 from training.checkpoints import StopWhenAsked, claim, last_checkpoint, run_identity
 from training.config import BAPOConfig
 from training.data import PreferencePair, load_pairs, pairs_digest
+from training.drift import DRIFT, DriftWatch, watched_answers
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError, OutOfMemory, Stopped
 from training.model import ResidentBase, load_base, trainable
@@ -105,12 +106,14 @@ def train_adapter(
     with _memory_in_words(config):
         with config.main_process_first(local=False):  # the others find its answers in the cache
             ready = prepare(base, data, config, held_out=held_out, label=label)
+            watched = watched_answers(base, ready.held_out or ready.pairs, config)
         clock.lap("base answers and references")
         set_seed(config.seed)
         with trainable(base, config) as policy:
             if config.should_save:
                 claim(checkpoints, identity)
-            metrics = _fit(policy, base, ready, config, checkpoint, label)
+            watch = DriftWatch(watched, name or target.name)
+            metrics = _fit(policy, ready, config, checkpoint, watch, label)
             clock.lap("training")
             manifest = _manifest(name or target.name, base, data, ready, config, metrics)
             if config.should_save:
@@ -183,10 +186,10 @@ def _at_home(config: BAPOConfig, target: Path, *, evaluates: bool) -> BAPOConfig
 
 def _fit(
     policy: PeftModel,
-    base: ResidentBase,
     ready: Prepared,
     config: BAPOConfig,
     checkpoint: Path | None,
+    watch: DriftWatch,
     label: str | None,
 ) -> dict[str, float]:
     """Train, and say how it ended: the means over the last epoch's pairs. May raise Stopped."""
@@ -199,10 +202,11 @@ def _fit(
             ready.pairs,
             eval_pairs=ready.held_out,
             general=ready.general,
-            callbacks=[progress, stop],
+            callbacks=[progress, stop, watch],
         )
         progress.figures = trainer.recent
         progress.tokens = lambda: trainer.tokens
+        watch.log = trainer.log
         output = trainer.train(str(checkpoint) if checkpoint else None)
     if output.global_step < trainer.state.max_steps:
         raise Stopped(
@@ -214,6 +218,7 @@ def _fit(
         "train/seconds": output.metrics["train_runtime"],
         **{f"train/{name}": value for name, value in trainer.last_epoch().items()},
         **trainer.last_evaluation(),
+        **({} if watch.last is None else {DRIFT: watch.last}),
     }
 
 

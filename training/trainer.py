@@ -202,10 +202,10 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         return mean, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last log line to `logs`."""
+        """Add the means since the last log line to `logs`, except to others' figures."""
         mode = "eval" if any(name.startswith("eval_") for name in logs) else "train"
         prefix = "eval_" if mode == "eval" else ""
-        figures = self._figures.pop(mode, [])
+        figures = [] if all("/" in name for name in logs) else self._figures.pop(mode, [])
         for name in figures[0] if figures else ():
             logs[prefix + name] = sum(step[name] for step in figures) / len(figures)
         super().log(logs, start_time)
@@ -303,8 +303,9 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder that were written to their end, the latest last."""
     found = [path for path in folder.glob("checkpoint-*") if (path / HISTORY_FILE).is_file()]
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])

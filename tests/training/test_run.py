@@ -82,18 +82,20 @@ def test_many_adapters_leave_the_resident_base_as_it_was(
     assert (first.out / weights_file).read_bytes() == (again.out / weights_file).read_bytes()
 
 
-def test_dpo_asks_for_no_base_answers(
+def test_dpo_asks_for_no_base_answers_but_those_it_watches(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
-    result = train_adapter(base, pairs, tmp_path / "a", quick(method="dpo"))
+    result = train_adapter(base, pairs, tmp_path / "a", quick(method="dpo", drift_steps=0))
     assert result.manifest.method == "dpo"
     assert not (tmp_path / "base-answers.jsonl").exists()
+    train_adapter(base, pairs, tmp_path / "b", quick(method="dpo", drift_prompts=2))
+    assert len((tmp_path / "base-answers.jsonl").read_text().splitlines()) == 2
 
 
 def test_an_anchor_on_the_chosen_answer_asks_for_no_base_answers(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
-    config = quick(anchor_on="chosen", anchor_type="kl", anchor_weight=0.1)
+    config = quick(anchor_on="chosen", anchor_type="kl", anchor_weight=0.1, drift_steps=0)
     result = train_adapter(base, pairs, tmp_path / "a", config)
     assert not (tmp_path / "base-answers.jsonl").exists()
     assert result.metrics["train/logps/base"] == pytest.approx(result.metrics["train/logps/chosen"])
