@@ -64,6 +64,8 @@ class User:
     assigned: str | None
     created: datetime
     experiment: str | None = None
+    feedback: bool = False
+    """Whether he has agreed that the texts of his answers are kept for a while."""
 
 
 class Accounts:
@@ -89,10 +91,13 @@ class Accounts:
             query = query.where(UserRow.id > after)
         with reading(self._engine) as session:
             rows = session.scalars(query)
-            return [User(row.id, row.assigned, row.created, row.experiment) for row in rows]
+            return [
+                User(row.id, row.assigned, row.created, row.experiment, row.feedback)
+                for row in rows
+            ]
 
     def delete_user(self, user_id: str, *, actor: str = "local") -> None:
-        """Delete the user with his keys, grants, memberships, quota, limits. Raises UserNotFound.
+        """Delete the user with all that is kept of him. Raises UserNotFound.
 
         What he owned is nobody's, and a later user of the same name inherits nothing.
         """

@@ -4,7 +4,8 @@ Owns the SQLAlchemy mapping; the changes over time are in `migrations/`, transac
 from here as well) in `connection.py`. Refuses every rule about adapters. Times are UTC.
 Invariant: `audit` has a row for every change, in the transaction that made it, and its ids are in
 the order of the commits, so that its largest id is the revision of everything here. What is only
-counted (`token_usage`) is no change and has none.
+counted (`token_usage`), and what users were answered and said of it (`answers`, `ratings`,
+`preferences`), is no change and has none.
 """
 
 from datetime import UTC, datetime
@@ -15,8 +16,10 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     ForeignKey,
+    Index,
     Integer,
     String,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -31,6 +34,8 @@ EVERYBODY = "*"  # the owner in `quotas` that stands for all who have no row
 
 # On SQLite every integer has 64 bits, and by its own name only.
 Bytes = BigInteger().with_variant(Integer, "sqlite")
+Turns = JSON(none_as_null=True)
+"""A prompt: messages, each with a role and a text as content."""
 
 
 def now() -> datetime:
@@ -110,6 +115,8 @@ class UserRow(Base):
     id: Mapped[str] = mapped_column(String(128), primary_key=True)
     assigned: Mapped[str | None] = mapped_column(ForeignKey("adapters.id"))
     experiment: Mapped[str | None] = mapped_column(ForeignKey("experiments.id"), index=True)
+    feedback: Mapped[bool] = mapped_column(default=False)
+    """Whether he has agreed that the texts of his answers are kept for a while."""
     created: Mapped[datetime] = mapped_column(UtcTime, default=now)
 
 
@@ -199,6 +206,60 @@ class UsageRow(Base):
     month: Mapped[str] = mapped_column(String(7), primary_key=True)
     prompt_tokens: Mapped[int] = mapped_column(Bytes)
     completion_tokens: Mapped[int] = mapped_column(Bytes)
+
+
+class OfAnAnswer:
+    """Columns: which answer, who gave it, and its texts where its user has agreed to that."""
+
+    user_id: Mapped[str] = mapped_column(
+        String(128), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    completion_id: Mapped[str] = mapped_column(String(128), primary_key=True)
+    choice: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    adapter: Mapped[str] = mapped_column(String(127))  # "base", too
+    version: Mapped[int | None]
+    experiment: Mapped[str | None] = mapped_column(String(63))
+    arm: Mapped[str | None] = mapped_column(String(63))
+    prompt: Mapped[list[dict[str, str]] | None] = mapped_column(Turns)
+    text: Mapped[str | None] = mapped_column(Text)
+
+
+class AnswerRow(OfAnAnswer, Base):
+    """An answer that can be rated until it expires."""
+
+    __tablename__ = "answers"
+
+    created: Mapped[datetime] = mapped_column(UtcTime)
+    expires: Mapped[datetime] = mapped_column(UtcTime, index=True)
+
+
+class RatingRow(OfAnAnswer, Base):
+    """What a user said of an answer, with a copy of all that is needed when that has expired."""
+
+    __tablename__ = "ratings"
+    __table_args__ = (Index("ix_ratings_experiment", "experiment"),)
+
+    good: Mapped[bool]
+    correction: Mapped[str | None] = mapped_column(Text)
+    answered: Mapped[datetime] = mapped_column(UtcTime)
+    created: Mapped[datetime] = mapped_column(UtcTime, default=now)
+
+
+class PreferenceRow(Base):
+    """Two answers to one prompt, and which of them the user prefers."""
+
+    __tablename__ = "preferences"
+
+    user_id: Mapped[str] = mapped_column(
+        ForeignKey("users.id", ondelete="CASCADE"), primary_key=True
+    )
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of the prompt and of both answers, in whatever order: said again, it is replaced."""
+    prompt: Mapped[list[dict[str, str]]] = mapped_column(Turns)
+    chosen: Mapped[str] = mapped_column(Text)
+    rejected: Mapped[str] = mapped_column(Text)
+    adapter: Mapped[str | None] = mapped_column(String(127))  # who gave the rejected one
+    created: Mapped[datetime] = mapped_column(UtcTime, default=now)
 
 
 class KeyRow(Base):

@@ -5,18 +5,21 @@
     │   └── IncompatibleBase     it is one, for another base model
     ├── BaseModelError           the base model's folder cannot be described
     ├── InvalidName              an adapter, user or key field is badly formed or reserved
+    ├── InvalidFeedback          a text, or what is said of an answer, makes no sense
     ├── NotFound
     │   ├── AdapterNotFound
     │   ├── VersionNotFound
     │   ├── UserNotFound
     │   ├── GroupNotFound
     │   ├── ExperimentNotFound
+    │   ├── AnswerNotFound       no answer of this user's, or it is no longer kept
     │   └── KeyNotFound
     ├── Forbidden                the caller may not; shown to strangers as AdapterNotFound
     ├── Conflict
     │   ├── VersionConflict      the active version is not the expected one
     │   ├── AlreadyExists
     │   ├── QuotaExceeded        the owner keeps as much as he may
+    │   ├── TextsNotKept         the user has not agreed to it, or there is no text
     │   └── GateRefused          the version has not passed the gate that is required
     └── StoreError               bytes or rows cannot be kept or read back
         ├── StoreFull
@@ -60,6 +63,10 @@ class InvalidName(AdapterError):
     """A name or field given by the caller is badly formed or reserved."""
 
 
+class InvalidFeedback(AdapterError):
+    """What is said of an answer, or one of its texts, cannot be taken."""
+
+
 class NotFound(AdapterError):
     """What was named does not exist, as far as this caller may know."""
 
@@ -100,6 +107,17 @@ class ExperimentNotFound(NotFound):
         super().__init__(f"The experiment '{experiment_id}' does not exist.")
 
 
+class AnswerNotFound(NotFound):
+    """No answer of this user's that can be rated; another user's looks the same."""
+
+    def __init__(self, completion_id: str) -> None:
+        self.completion_id = completion_id
+        super().__init__(
+            f"There is no answer {completion_id[:80]!r} that can be rated: answers are kept for a"
+            " while, and only for users who agreed to that or take part in an experiment."
+        )
+
+
 class KeyNotFound(NotFound):
     """No such API key."""
 
@@ -126,6 +144,10 @@ class AlreadyExists(Conflict):
 
 class QuotaExceeded(Conflict):
     """The owner already keeps as many versions, or bytes, as he may."""
+
+
+class TextsNotKept(Conflict):
+    """Nothing can be learned from it: the user has not agreed to it, or there is no text."""
 
 
 class GateRefused(Conflict):

@@ -16,6 +16,7 @@ from adapters.arms import FEWEST_ARMS, LARGEST_WEIGHT, MOST_ARMS, Arm, Experimen
 from adapters.audit import log
 from adapters.db import ArmRow, ExperimentRow, MemberRow, UserRow, now, reading, writing
 from adapters.errors import AdapterNotFound, AlreadyExists, Conflict, InvalidName
+from adapters.feedback import forget_experiment
 from adapters.names import check_label
 from adapters.rows import experiment_row, group_row, living_adapter, user_row, version_row
 
@@ -109,10 +110,14 @@ class Experiments:
             return _one(session, experiment_id)
 
     def delete(self, experiment_id: str, *, actor: str = "local") -> None:
-        """Forget it; who took part has his own assignment. Raises ExperimentNotFound, Conflict."""
+        """Forget it and its ratings; who took part has his own assignment.
+
+        Raises ExperimentNotFound, Conflict.
+        """
         with writing(self._engine) as session:
             _refuse(_one(session, experiment_id), State.RUNNING)
             _enrol(session, UserRow.experiment == experiment_id, None, actor)
+            forget_experiment(session, experiment_id)
             session.delete(experiment_row(session, experiment_id))
             log(session, actor, "experiment.delete", experiment_id)
 

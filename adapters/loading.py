@@ -194,15 +194,17 @@ def _users(session: Session, names: Collection[str] | None = None) -> dict[str, 
     )
     allowed = select(AllowanceRow).where(_in(AllowanceRow.user_id, names))
     allowances = {row.user_id: allowance_of(row) for row in session.scalars(allowed)}
-    query = select(UserRow.id, UserRow.assigned, UserRow.experiment).where(_in(UserRow.id, names))
+    columns = (UserRow.id, UserRow.assigned, UserRow.experiment, UserRow.feedback)
+    query = select(*columns).where(_in(UserRow.id, names))
     return {
         _intern(user_id): User(
             assigned and _intern(assigned),
             compact(groups.get(user_id, ())),
             allowances.get(user_id),
             experiment and _intern(experiment),
+            feedback,
         )
-        for user_id, assigned, experiment in session.execute(query)
+        for user_id, assigned, experiment, feedback in session.execute(query)
     }
 
 

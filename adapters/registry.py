@@ -6,6 +6,7 @@ Owns nothing but the whole: one database and one store, and the parts that work 
     pointers.py     activate, rollback, retire  catalogue.py    every question
     access.py       grants, assignments         accounts.py, groups.py, quotas.py, allowances.py
     experiments.py  whose arms decide instead of an assignment
+    feedback.py     what users were answered and said of it
 
 A version is immutable and its engine id is never given twice; activating, rolling back and
 assigning move pointers. Every change is one transaction, with its line in the audit log.
@@ -21,6 +22,7 @@ from adapters.allowances import Allowances
 from adapters.catalogue import Catalogue
 from adapters.db import connect
 from adapters.experiments import Experiments
+from adapters.feedback import Feedback
 from adapters.gate import Gate
 from adapters.groups import Groups
 from adapters.migrate import upgrade
@@ -45,6 +47,7 @@ class Registry(Publishing, Pointers, Access, Catalogue):
         self.quotas = Quotas(engine)
         self.allowances = Allowances(engine)
         self.experiments = Experiments(engine)
+        self.feedback = Feedback(engine)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -33,6 +33,7 @@ def user_body(user: User) -> dict[str, Any]:
         "id": user.id,
         "assigned": user.assigned,
         "experiment": user.experiment,
+        "feedback": user.feedback,
         "created": user.created.isoformat(),
     }
 

@@ -44,6 +44,7 @@ class User:
     groups: Collection[str]
     allowance: Allowance | None = None
     experiment: str | None = None
+    feedback: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.accounts import Role
 from adapters.arms import LARGEST_WEIGHT, State
-from adapters.db import EVERYBODY, AuditRow, Base, KeyRow, UtcTime
+from adapters.db import EVERYBODY, AnswerRow, AuditRow, Base, KeyRow, UtcTime
 from adapters.errors import Conflict, InvalidExport
 from adapters.files import write_durably
-from adapters.names import is_adapter_id
+from adapters.names import is_adapter_id, is_label
 from adapters.rows import LARGEST_VERSION, is_user_id
 from adapters.strictjson import Malformed, parse_object
+from adapters.turns import plain_turns
 
+TRAVELLING = tuple(t for t in Base.metadata.sorted_tables if t.name != AnswerRow.__tablename__)
+"""Answers are kept for a stated time, and a copy would not know of it; ratings have their own."""
 LONGEST_ROW = 4 * 2**20
 ROWS_AT_ONCE = 500
 LARGEST_INTEGER = 2**63 - 1
@@ -57,6 +60,10 @@ RULES: Mapping[str, Rule] = {
     "quotas.owner": lambda owner: owner == EVERYBODY or is_user_id(owner),
     "api_keys.role": lambda role: role in list(Role),
     "experiments.state": lambda state: state in list(State),
+    "ratings.experiment": is_label,
+    "ratings.arm": is_label,
+    "choice": lambda number: number >= 0,
+    "prompt": lambda messages: plain_turns(messages) == messages,
     "experiment_arms.weight": lambda weight: 0 <= weight <= LARGEST_WEIGHT,
     "engine_id": lambda number: 0 < number <= LARGEST_VERSION,
     "version": lambda number: 0 < number <= LARGEST_VERSION,
@@ -65,9 +72,9 @@ RULES: Mapping[str, Rule] = {
 
 
 def write_tables(connection: Connection, folder: Path) -> dict[str, int]:
-    """Every table into the new `folder`; returns how many rows each has. Raises StoreFull."""
+    """What travels into the new `folder`; returns each table's number of rows. Raises StoreFull."""
     folder.mkdir()
-    return {table.name: _write(connection, table, folder) for table in Base.metadata.sorted_tables}
+    return {table.name: _write(connection, table, folder) for table in TRAVELLING}
 
 
 def read_tables(connection: Connection, folder: Path, rows: Mapping[str, int]) -> None:
@@ -75,7 +82,7 @@ def read_tables(connection: Connection, folder: Path, rows: Mapping[str, int]) -
 
     Raises InvalidExport for files that are not what it would have written.
     """
-    for table in Base.metadata.sorted_tables:
+    for table in TRAVELLING:
         if _read(connection, table, folder / file_of(table.name)) != rows.get(table.name, 0):
             raise InvalidExport(f"Rows of {table.name} are missing: export again.")
 

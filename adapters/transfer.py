@@ -1,9 +1,10 @@
 """The whole registry to a folder, and back into an empty one on whatever database and store.
 
 Owns the format: `export.json` (written last: a folder with it is whole), `tables/NAME.jsonl` with
-every row as it is (`tables.py`), and `blobs/DIGEST/` with the served files of every adapter that is
-not retired. Over the network the same files travel as an archive (`carriage.py`). Refuses merging:
-what is imported into must be empty, but for the admin key that a server makes at its first start.
+every row as it is (`tables.py`; answers stay, which are kept for a while only), and `blobs/DIGEST/`
+with the served files of every adapter that is not retired. Over the network the same files travel
+as an archive (`carriage.py`). Refuses merging: what is imported into must be empty, but for the
+admin key that a server makes at its first start.
 """
 
 import json
@@ -18,7 +19,7 @@ from adapters import tables
 from adapters.artifact import SERVED_FILES, artifact_digest
 from adapters.audit import log
 from adapters.catalogue import living_digests
-from adapters.db import Base, writing
+from adapters.db import writing
 from adapters.errors import Conflict, InvalidAdapter, InvalidExport
 from adapters.files import as_store_error, sync_folder, write_durably
 from adapters.loading import read_all
@@ -170,9 +171,9 @@ def read_head(folder: Path) -> dict[str, int]:
 def check_export(folder: Path) -> Transfer:
     """What a folder holds. Raises InvalidExport where something is missing or damaged."""
     rows = read_head(folder)
-    for table in Base.metadata.tables:
-        if not (folder / TABLES / tables.file_of(table)).is_file():
-            raise InvalidExport(f"Rows of {table} are missing: export again.")
+    for table in tables.TRAVELLING:
+        if not (folder / TABLES / tables.file_of(table.name)).is_file():
+            raise InvalidExport(f"Rows of {table.name} are missing: export again.")
     blobs = blobs_of(folder)
     for place in blobs:
         if artifact_digest(place) != f"sha256:{place.name}":

@@ -189,6 +189,11 @@ class RegistryView:
         user = self._snapshot.users.get(user_id)
         return user.allowance if user else None
 
+    def keeps_answers(self, user_id: str) -> bool:
+        """Whether the user has agreed that the texts of his answers are kept for a while."""
+        user = self._snapshot.users.get(user_id)
+        return user is not None and user.feedback
+
     def usable(self, *, user_id: str | None, is_admin: bool = False) -> Sequence[AdapterVersion]:
         """The active version of every adapter this caller may use, by name."""
         return self._snapshot.usable(user_id, is_admin)

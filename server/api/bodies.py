@@ -72,6 +72,7 @@ class UserName(_Answer):
 class UserBody(_Answer):
     id: str
     assigned: str | None
+    feedback: bool = Field(description="whether he agreed that texts of his answers are kept")
     created: str = MADE
 
 

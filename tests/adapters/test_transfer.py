@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,21 @@ from adapters.accounts import Role
 from adapters.allowances import Allowance
 from adapters.arms import Arm
 from adapters.base import BaseModelInfo
-from adapters.db import Base, reading
+from adapters.db import Base, now, reading
 from adapters.errors import AdapterError, Conflict, StoreError, StoreFull
+from adapters.feedback import Answer, AnswerRef
 from adapters.registry import Registry, open_registry
 from adapters.tables import LONGEST_ROW
 from adapters.transfer import export_registry, import_registry
 from adapters.view import RegistryView
 
 Craft = Callable[..., Path]
+
+
+def kept_answer() -> Answer:
+    asked = [{"role": "user", "content": "Norway?"}]
+    until = now() + timedelta(days=1)
+    return Answer("ann", "c-1", 0, "concise", 1, "tone", "plain", asked, "Bergen", now(), until)
 
 
 @pytest.fixture
@@ -50,6 +58,10 @@ def filled(registry: Registry, craft: Craft, base: BaseModelInfo) -> tuple[Regis
     registry.experiments.create("tone", [Arm.of("plain", "base"), Arm.of("short", "concise")])
     registry.experiments.enrol("tone", users=["ben"])
     registry.experiments.start("tone")
+    registry.feedback.set_consent("ann", True)
+    registry.feedback.keep([kept_answer()])
+    registry.feedback.rate("ann", AnswerRef("c-1"), False, "Oslo.")
+    registry.feedback.prefer_text("ann", "Norway?", "Oslo", "Bergen")
     return registry, accounts.create_key(Role.USER, "ann")[1]
 
 
@@ -89,6 +101,8 @@ def test_everything_arrives(
     line = empty.audit()[0]
     assert (line.actor, line.action, line.details) == ("ann", "registry.import", told.rows)
     arrived = rows(empty)
+    assert arrived["answers"] == []  # which have their time, of which a copy knows nothing
+    arrived["answers"] = rows(registry)["answers"]
     arrived["audit"] = [row for row in arrived["audit"] if "registry.import" not in row]
     assert arrived == rows(registry)
     caller = empty.accounts.verify_key(key)
