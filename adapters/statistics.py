@@ -163,7 +163,7 @@ def paired_means(
     at once where there are users. `weights` as in `mean_of`. Raises ValueError without items.
     """
     _same_items(before, after)
-    change, weight = _weighed(np.subtract(after, before), weights)
+    change, weight = _weighed(np.subtract(after, before, dtype=np.float64), weights)
     mean = float(np.average(change, weights=weight))
     low, high = _bootstrap(change, groups, confidence, weight)
     sums, _ = _by_group(change, groups, weight)

@@ -127,3 +127,14 @@ def test_other_items_before_and_after_are_no_pairs(compare: object) -> None:
     for before, after in (([], []), ([True], [True, False])):
         with pytest.raises(ValueError, match="the same items"):
             compare(before, after)
+
+
+def test_weights_say_how_much_an_item_counts() -> None:
+    """Two tokens at 1 and one at 4 are (2 · 1 + 1 · 4) / 3 = 2; outcomes may be booleans."""
+    found = mean_of([1, 4], weights=[2, 1])
+    assert found.value == pytest.approx(2)
+    assert (found.low, found.high) == pytest.approx((1, 4))
+    assert paired_means([1, 1], [2, 5], weights=[2, 1]).difference == pytest.approx(2)
+    assert paired_means([True, False], [True, True]).difference == 0.5
+    with pytest.raises(ValueError, match="its weight"):
+        mean_of([1, 4], weights=[1, 0])
