@@ -91,9 +91,13 @@ class Canary:
         log.error("canary_wrong", quarantined=newest and newest.ref)
         return False
 
+    def holds(self, version: AdapterVersion) -> bool:
+        """Whether the version is in quarantine."""
+        return version.engine_id in self._quarantine
+
     def refuse_quarantined(self, version: AdapterVersion) -> None:
         """Raise AdapterQuarantined for a version that is held."""
-        if version.engine_id in self._quarantine:
+        if self.holds(version):
             raise AdapterQuarantined(
                 f"{version.ref} is in quarantine, since the engine went wrong after it was loaded:"
                 " the administrator must publish it anew"

@@ -96,6 +96,19 @@ def _agree(header: AdapterRef, model: AdapterRef) -> bool:
     return header.adapter_id == model.adapter_id and same_version
 
 
+def refuse_other_base(version: AdapterVersion, base: str) -> None:
+    """A registry outlives its server, which may be started with another model: `base` is its
+    fingerprint. Raises IncompatibleBase."""
+    if version.base_fingerprint != base:
+        raise IncompatibleBase(
+            [
+                f"{version.ref} was published for another base model"
+                f" ({version.base_fingerprint[:19]}…) than the one served ({base[:19]}…):"
+                " publish it again here, or serve that one"
+            ]
+        )
+
+
 @dataclass(frozen=True)
 class Route:
     """Where a request goes: `model` and `cache_salt` for the engine, `label` for the client."""
@@ -150,7 +163,7 @@ class Router:
         if version is None:
             meter.enter(Phase.GENERATE)
             return Route(self._base_name, salt, BASE, arm)
-        self._refuse_other_base(version)
+        refuse_other_base(version, self._base)
         self._canary.refuse_quarantined(version)
         name = await held.enter_async_context(self._pool.using(version))
         meter.enter(Phase.GENERATE)
@@ -166,17 +179,6 @@ class Router:
             return select(*wish, blocking=False)
         except NotInMemory:
             return await run_in_threadpool(select, *wish)
-
-    def _refuse_other_base(self, version: AdapterVersion) -> None:
-        """A registry outlives its server, which may be started with another model."""
-        if version.base_fingerprint != self._base:
-            raise IncompatibleBase(
-                [
-                    f"{version.ref} was published for another base model"
-                    f" ({version.base_fingerprint[:19]}…) than the one served ({self._base[:19]}…):"
-                    " publish it again here, or serve that one"
-                ]
-            )
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from adapters.allowances import Allowance
 from adapters.base import POCKET
 from adapters.gate import Gate, gate_of
+from adapters.limits import Limits
 
 MEBIBYTE = 1024 * 1024
 
@@ -154,6 +155,11 @@ class Settings(BaseSettings):
         512, ge=16, description="memory for the key-value cache on a CPU, MiB"
     )
     max_upload_mebibytes: int = Field(512, ge=1, description="largest adapter upload, MiB")
+    max_adapter_change: float = Field(
+        10.0,
+        gt=0,
+        description="largest change of a layer that an upload may make, times the layer's weights",
+    )
     max_body_mebibytes: int = Field(
         8, ge=1, description="largest request body besides uploads, MiB"
     )
@@ -240,6 +246,15 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return self.max_upload_mebibytes * MEBIBYTE
+
+    @property
+    def upload_limits(self) -> Limits:
+        """What validation accepts of an adapter."""
+        return Limits(
+            max_rank=self.max_lora_rank,
+            max_bytes=self.max_upload_bytes,
+            max_delta_ratio=self.max_adapter_change,
+        )
 
     @property
     def max_header_bytes(self) -> int:

@@ -16,7 +16,6 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
 from adapters.files import write_durably
-from adapters.limits import Limits
 from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
 from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
@@ -81,7 +80,7 @@ async def upload_version(
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> dict[str, Any]:
     """Upload a new version; answers with it, checked, rewritten to the served form and stored."""
-    limits = Limits(max_rank=settings.max_lora_rank, max_bytes=settings.max_upload_bytes)
+    limits = settings.upload_limits
 
     def publish() -> AdapterVersion:
         scratch = settings.data_dir / "uploads"

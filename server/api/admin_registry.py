@@ -17,7 +17,6 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from adapters.carriage import importing, sent_registry
-from adapters.limits import Limits
 from adapters.validation import validate
 from server.dependencies import AdminDep, BaseDep, RegistryDep, SettingsDep
 
@@ -43,7 +42,7 @@ async def import_registry(
 
     Every adapter is checked as an upload is. Cut short, it changes nothing.
     """
-    limits = Limits(max_rank=settings.max_lora_rank, max_bytes=settings.max_upload_bytes)
+    limits = settings.upload_limits
 
     def check(folder: Path) -> None:
         validate(folder, base, limits)

@@ -1,4 +1,8 @@
-"""`GET /v1/models`: what this caller may use, the base first; no paths of the server."""
+"""`GET /v1/models`: what this caller may use, the base first; no paths of the server.
+
+Listed is only what can be served: what was published for another base, or is in quarantine, is
+refused when it is asked for, here as in a request.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound
 from adapters.registry import AdapterVersion
-from server.dependencies import CallerDep, SettingsDep, ViewDep
-from server.routing import select
+from server.dependencies import BaseDep, CallerDep, CanaryDep, SettingsDep, ViewDep
+from server.routing import refuse_other_base, select
 
 router = APIRouter(tags=["models"])
 
@@ -47,23 +51,38 @@ def _rights(caller: Caller) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
-async def list_models(caller: CallerDep, view: ViewDep, settings: SettingsDep) -> ModelList:
-    base = settings.base_name
-    usable = view.usable(**_rights(caller))
+async def list_models(
+    caller: CallerDep, view: ViewDep, canary: CanaryDep, base: BaseDep, settings: SettingsDep
+) -> ModelList:
+    name = settings.base_name
+    served = [
+        version
+        for version in view.usable(**_rights(caller))
+        if version.base_fingerprint == base.fingerprint and not canary.holds(version)
+    ]
     return ModelList(
-        data=[_base_card(base), *(_adapter_card(v.adapter_id, v, base) for v in usable)]
+        data=[_base_card(name), *(_adapter_card(v.adapter_id, v, name) for v in served)]
     )
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(
-    model: str, caller: CallerDep, view: ViewDep, settings: SettingsDep
+    model: str,
+    caller: CallerDep,
+    view: ViewDep,
+    canary: CanaryDep,
+    base: BaseDep,
+    settings: SettingsDep,
 ) -> ModelCard:
     """Any name that a request's `model` could have."""
-    base = settings.base_name
-    if model == base:
-        return _base_card(base)
+    name = settings.base_name
+    if model == name:
+        return _base_card(name)
     if not model:  # which a request may leave out
         raise AdapterNotFound(model)
-    version, _ = await run_in_threadpool(select, view, caller, None, model, base)
-    return _base_card(base) if version is None else _adapter_card(model, version, base)
+    version, _ = await run_in_threadpool(select, view, caller, None, model, name)
+    if version is None:
+        return _base_card(name)
+    refuse_other_base(version, base.fingerprint)
+    canary.refuse_quarantined(version)
+    return _adapter_card(model, version, name)

@@ -14,11 +14,12 @@ import pytest
 from adapters.artifact import CONFIG_FILE, WEIGHTS_FILE, artifact_digest
 from adapters.errors import CorruptArtifact, StoreError
 from adapters.store import Store, open_store
-from adapters.store_url import parse_store_url
+from adapters.store_url import StoreOptions, parse_store_url
 
 from faulty_proxy import faulty_proxy
 from object_store_server import CREDENTIALS, Bucket, ObjectStoreServer, object_store_server
 
+ROOT = Path(__file__).resolve().parents[2]
 Craft = Callable[..., Path]
 
 
@@ -242,6 +243,13 @@ def test_what_a_url_says() -> None:
     assert found.options.allow_http
     assert found.options.read_timeout == 2.5
     assert parse_store_url("s3://bucket").prefix == ""
+
+
+def test_every_option_of_a_url_is_documented() -> None:
+    text = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
+    for name, field in StoreOptions.model_fields.items():
+        default = f"{field.default:g}" if isinstance(field.default, float) else ""
+        assert f"| `{name}` | {default}" in text, name
 
 
 def test_the_environment_says_what_the_url_leaves_out(

@@ -336,7 +336,9 @@ def test_a_full_disk_leaves_nothing(
 def test_a_disk_that_is_full_at_the_rename_leaves_nothing(
     ground: Ground, store: Store, craft: Craft, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Injected: no test can fill a disk between the last write and the rename."""
+    """Injected. A tmpfs (`test_small_disk.py`) never refuses a rename, which takes nothing of it;
+    disks that do, when their folder needs another block, are not to be had without privileges.
+    """
     folder = craft()
     digest = artifact_digest(folder)
     if ground.bucket:

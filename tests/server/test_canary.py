@@ -58,6 +58,11 @@ def ask(server: Server, adapter: str) -> httpx.Response:
     )
 
 
+def models(server: Server, path: str = "") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {server.admin_key}"}
+    return httpx.get(f"{server.url}/v1/models{path}", headers=headers, timeout=60)
+
+
 def words(answer: httpx.Response) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
@@ -77,6 +82,8 @@ def test_the_canary_finds_the_poison_and_everybody_else_is_well_again(poisoned: 
     state = poisoned.call("GET", "/admin/engine")
     assert (state["quarantined"], state["restarts"]) == (["poison@1"], 1)
     assert {name: words(ask(poisoned, name)) for name in right} == right
+    assert [model["id"] for model in models(poisoned).json()["data"]] == ["pocket", "good"]
+    assert models(poisoned, "/poison").json()["error"]["code"] == "adapter_quarantined"
 
 
 ANSWER, OTHER = (5, 6, 7, 8), (0, 0, 0, 0)

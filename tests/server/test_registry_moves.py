@@ -109,6 +109,11 @@ def test_out_of_one_server_and_into_another(served: Served, tmp_path: Path) -> N
         while answer.status_code == httpx.codes.OK:  # until the server has looked
             answer = ask(server, served.keys["formal"])
         assert "another base model" in refused(answer, 422, "incompatible_base")["message"]
+        # What cannot be served is not listed, and says why when it is asked for by name.
+        assert "formal" in models(served.server).json()["root"]
+        assert models(server).status_code == httpx.codes.UNPROCESSABLE_ENTITY
+        listed = [model["id"] for model in models(server, "").json()["data"]]
+        assert listed == ["pocket", "pirate", "playful"]
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -127,6 +132,10 @@ def another_base(data: Path, adapter_id: str) -> None:
         session.execute(update(VersionRow).where(VersionRow.adapter_id == adapter_id).values(other))
     registry.set_grants(adapter_id, everyone=True, users=[])  # so that the server looks
     registry.close()
+
+
+def models(server: Server, name: str = "/formal") -> httpx.Response:
+    return httpx.get(f"{server.url}/v1/models{name}", headers=auth(server), timeout=60)
 
 
 def ask(server: Server, key: str) -> httpx.Response:

@@ -34,6 +34,8 @@ def test_adapters(served: Served) -> None:
     assert run(served, adapters_app, "rollback", "far") == "far@2\n"
     lines = json.loads(run(served, adapters_app, "audit", "far", "--json"))
     assert [line["action"] for line in lines][:2] == ["adapter.rollback", "adapter.activate"]
+    shown = json.loads(run(served, adapters_app, "show", "far", "--json"))
+    assert (shown["active_version"], len(shown["versions"])) == (2, 2)
     found = json.loads(run(served, adapters_app, "verify", "--json"))
     assert (found["stored"] >= 3, found["damaged"]) == (True, {})
     run(served, adapters_app, "retire", "far")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from adapters.limits import Limits
 from server.settings import Settings, load_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
@@ -56,3 +57,9 @@ def test_vllm_options_of_flags_join_those_of_the_file(tmp_path: Path) -> None:
     file.write_text("vllm:\n  max-num-seqs: 4\n  seed: 1\n")
     settings = load_settings(file, vllm={"max_num_seqs": "8"})
     assert settings.vllm == {"max_num_seqs": "8", "seed": 1}
+
+
+def test_what_bounds_an_upload() -> None:
+    found = Settings(max_lora_rank=32, max_upload_mebibytes=3, max_adapter_change=0.5).upload_limits
+    assert (found.max_rank, found.max_bytes, found.max_delta_ratio) == (32, 3 * 2**20, 0.5)
+    assert Settings().upload_limits.max_delta_ratio == Limits().max_delta_ratio
