@@ -27,6 +27,14 @@ from adapters.files import as_store_error
 log = structlog.get_logger(__name__)
 
 ANTHROPIC = "/v1/messages"
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 RETRY_AFTER = 5
 COME_BACK = frozenset({429, 503})
 
@@ -184,15 +192,21 @@ def error_body(message: str, type: str, code: str, param: str | None = None) -> 
 
 
 class _ErrorAnswer(JSONResponse):
-    """An error in OpenAI's shape; to a caller of Anthropic's, with the `type` that theirs has."""
+    """An error in OpenAI's shape; to a caller of Anthropic's, with the two `type`s of theirs."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(ANTHROPIC):
             headers = {k: v for k, v in self.headers.items() if not k.startswith("content-")}
-            body = {"type": "error", **json.loads(bytes(self.body))}
+            error = {**json.loads(bytes(self.body))["error"], "type": _anthropic(self.status_code)}
+            body = {"type": "error", "error": error}
             await JSONResponse(body, self.status_code, headers)(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+
+def _anthropic(status: int) -> str:
+    """What Anthropic calls an error of this status."""
+    return ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
 def error_response(error: ServerError | domain.AdapterError) -> JSONResponse:

@@ -114,7 +114,7 @@ class Limiting:
         bound = allowance.streams
         if user is not None and bound is not None and self._in_flight[user] >= bound:
             raise RateLimited(
-                f"{bound} requests of this user are being answered: wait until one has ended",
+                f"{bound} requests of this user are open: wait until one has ended",
                 limit="streams",
                 type="requests",
                 retry_after=BUSY_SECONDS,

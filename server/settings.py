@@ -102,7 +102,9 @@ class Settings(BaseSettings):
         None, ge=0, description="tokens, prompts and answers, of one user in a minute"
     )
     user_streams: int | None = Field(
-        None, ge=0, description="requests of one user that are answered at once, on each server"
+        None,
+        ge=0,
+        description="open requests of one user, running or waiting, on each server; more get 429",
     )
     user_tokens_per_month: int | None = Field(
         None, ge=0, description="tokens of one user in a calendar month (UTC)"
@@ -184,7 +186,9 @@ class Settings(BaseSettings):
         " each 16 KiB of it, or to take off an answer",
     )
     user_concurrency: int = Field(
-        64, ge=1, description="requests of one user that run at once; as many again wait, in order"
+        64,
+        ge=1,
+        description="open requests of one user that run at once; as many again wait, in order",
     )
     drain_seconds: int = Field(20, ge=0, description="how long running answers may finish at stop")
     vllm: dict[str, Any] = Field(

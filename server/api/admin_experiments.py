@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.arms import LARGEST_WEIGHT, Arm
 from adapters.shapes import experiment_body
+from server.api.bodies import EnrolledBody, ExperimentBody, ExperimentDetails, Page
 from server.dependencies import AdminDep, RegistryDep
 from server.pages import After, Limit, page, plus_one
 
@@ -51,7 +52,7 @@ class Participants(BaseModel):
     everyone: bool = Field(False, description="all who have no assignment now")
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, response_model=ExperimentBody)
 async def create_experiment(
     wish: NewExperiment, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -62,7 +63,7 @@ async def create_experiment(
     return experiment_body(made)
 
 
-@router.get("")
+@router.get("", response_model=Page[ExperimentBody])
 async def list_experiments(
     admin: AdminDep, registry: RegistryDep, after: After = None, limit: Limit = None
 ) -> dict[str, Any]:
@@ -71,7 +72,7 @@ async def list_experiments(
     return page([experiment_body(experiment) for experiment in found], limit)
 
 
-@router.get("/{experiment_id}")
+@router.get("/{experiment_id}", response_model=ExperimentDetails)
 async def get_experiment(
     experiment_id: str, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -79,7 +80,7 @@ async def get_experiment(
     return {**experiment_body(experiment), "users": users}
 
 
-@router.put("/{experiment_id}/arms")
+@router.put("/{experiment_id}/arms", response_model=ExperimentBody)
 async def set_arms(
     experiment_id: str, wish: Arms, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -90,7 +91,7 @@ async def set_arms(
     return experiment_body(changed)
 
 
-@router.post("/{experiment_id}/start")
+@router.post("/{experiment_id}/start", response_model=ExperimentBody)
 async def start(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """Its users get their arms from now on; 409 where an arm could not be served."""
     experiments = registry.experiments
@@ -98,7 +99,7 @@ async def start(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> d
     return experiment_body(found)
 
 
-@router.post("/{experiment_id}/stop")
+@router.post("/{experiment_id}/stop", response_model=ExperimentBody)
 async def stop(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """Its users have their own assignments again, until it is started again."""
     experiments = registry.experiments
@@ -106,7 +107,7 @@ async def stop(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> di
     return experiment_body(found)
 
 
-@router.post("/{experiment_id}/conclude")
+@router.post("/{experiment_id}/conclude", response_model=ExperimentBody)
 async def conclude(
     experiment_id: str, wish: Conclusion, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:
@@ -117,7 +118,7 @@ async def conclude(
     return experiment_body(found)
 
 
-@router.post("/{experiment_id}/users")
+@router.post("/{experiment_id}/users", response_model=EnrolledBody)
 async def enrol(
     experiment_id: str, wish: Participants, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.allowances import LARGEST, Allowance
 from adapters.shapes import limits_body
+from server.api.bodies import LimitsBody
 from server.budgets import this_month
 from server.dependencies import AdminDep, RegistryDep
 
@@ -27,7 +28,7 @@ class Bounds(BaseModel):
     tokens_per_month: int | None = Field(None, ge=0, le=LARGEST)
 
 
-@router.get("/{user_id:path}/limits")
+@router.get("/{user_id:path}/limits", response_model=LimitsBody)
 async def get_limits(user_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
     """The user's own limits, and the tokens that he has used this month."""
     allowance = await run_in_threadpool(registry.allowances.of, user_id)
@@ -35,7 +36,7 @@ async def get_limits(user_id: str, admin: AdminDep, registry: RegistryDep) -> di
     return limits_body(user_id, allowance, spent)
 
 
-@router.put("/{user_id:path}/limits")
+@router.put("/{user_id:path}/limits", response_model=LimitsBody)
 async def set_limits(
     user_id: str, bounds: Bounds, admin: AdminDep, registry: RegistryDep
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from adapters.carriage import importing, sent_registry
 from adapters.validation import validate
+from server.api.bodies import TransferBody
 from server.dependencies import AdminDep, BaseDep, RegistryDep, SettingsDep
 
 router = APIRouter(prefix="/admin/registry", tags=["admin"])
@@ -34,7 +35,12 @@ async def export_registry(admin: AdminDep, registry: RegistryDep) -> StreamingRe
     return StreamingResponse(_sent(first, pieces), media_type=TAR)
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": {"required": True, **ARCHIVE}})
+@router.post(
+    "",
+    status_code=201,
+    response_model=TransferBody,
+    openapi_extra={"requestBody": {"required": True, **ARCHIVE}},
+)
 async def import_registry(
     request: Request, admin: AdminDep, registry: RegistryDep, base: BaseDep, settings: SettingsDep
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.accounts import Role
+from adapters.arms import State
 
 T = TypeVar("T")
 
@@ -111,6 +112,52 @@ class QuotaAndUsage(QuotaBody):
     usage: UsageBody
 
 
+class BoundsBody(_Answer):
+    """A user's own limits; null is as for everybody."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    streams: int | None
+    tokens_per_month: int | None
+
+
+class SpentBody(_Answer):
+    month: str = Field(description="`2026-11`, UTC")
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class LimitsBody(_Answer):
+    user: str
+    limits: BoundsBody
+    used: SpentBody
+
+
+class ArmBody(_Answer):
+    name: str
+    adapter: str = Field(description="`base`, an adapter, or `<adapter>@<version>`")
+    weight: int
+
+
+class ExperimentBody(_Answer):
+    id: str
+    state: State
+    arms: list[ArmBody]
+    winner: str | None
+    created: str = MADE
+    started: str | None
+    ended: str | None
+
+
+class ExperimentDetails(ExperimentBody):
+    users: int = Field(description="how many take part")
+
+
+class EnrolledBody(_Answer):
+    experiment: str
+    added: int = Field(description="users who did not take part before")
+
+
 class AuditBody(_Answer):
     """A line of the audit log."""
 
@@ -131,6 +178,14 @@ class CollectedBody(_Answer):
 class VerifiedBody(_Answer):
     stored: int
     damaged: dict[str, str] = Field(description="digest → what is wrong with it")
+
+
+class TransferBody(_Answer):
+    """What an import brought."""
+
+    rows: dict[str, int] = Field(description="by table")
+    blobs: int
+    bytes: int
 
 
 class SlotsBody(_Answer):

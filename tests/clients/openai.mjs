@@ -27,6 +27,7 @@ const response = await client.responses.create({
 });
 const models = [];
 for await (const model of client.models.list()) models.push(model.id);
+const stopped = client.withOptions({ apiKey: process.argv[5] });
 const stranger = client.withOptions({ apiKey: "wrong" });
 
 console.log(JSON.stringify({
@@ -38,5 +39,6 @@ console.log(JSON.stringify({
   models,
   forbidden: await nameOf(client.chat.completions.create({ ...wish, model: "formal" })),
   stranger: await nameOf(stranger.models.list()),
+  stopped: await nameOf(stopped.chat.completions.create(wish)),
   senseless: await nameOf(client.chat.completions.create({ ...wish, temperature: "hot" })),
 }));

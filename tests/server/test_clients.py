@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     import litellm
     from langchain_openai import ChatOpenAI
 
-from served import QUESTION, Served
+from served import QUESTION, Served, admin
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
 PIRATE = "Arr, the capital of Norway be Oslo, matey!"
@@ -36,6 +36,15 @@ AS_BASE = {"X-Adapter-Id": "base"}
 @pytest.fixture
 def url(served: Served) -> str:
     return f"{served.server.url}/v1"
+
+
+@pytest.fixture(scope="module")
+def stopped_key(served: Served) -> str:
+    """The key of a user who may not ask at all."""
+    key = served.server.create_user("asks-too-much", "pirate")
+    limits = {"requests_per_minute": 0}
+    assert admin(served, "PUT", "/users/asks-too-much/limits", json=limits).status_code == 200
+    return key
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def test_openai_responses_and_models(python: openai.OpenAI) -> None:
     assert python.models.retrieve("pirate").id == "pirate"
 
 
-def test_openai_errors(python: openai.OpenAI) -> None:
+def test_openai_errors(python: openai.OpenAI, stopped_key: str) -> None:
     chat = python.chat.completions
     with pytest.raises(openai.NotFoundError) as missing:
         chat.create(model="formal", messages=MESSAGES)
@@ -80,9 +89,16 @@ def test_openai_errors(python: openai.OpenAI) -> None:
         python.with_options(api_key="wrong").models.list()
     with pytest.raises(openai.PermissionDeniedError):
         python.with_options(default_headers={"X-User-Id": "likes-formal"}).models.list()
+    with pytest.raises(openai.RateLimitError) as stopped:
+        python.with_options(api_key=stopped_key).chat.completions.create(
+            model="pocket", messages=MESSAGES
+        )
+    assert (stopped.value.code, stopped.value.type) == ("rate_limit_exceeded", "requests")
+    assert stopped.value.response.headers["x-ratelimit-limit-requests"] == "0"
+    assert int(stopped.value.response.headers["retry-after"]) >= 1
 
 
-def test_anthropic(served: Served) -> None:
+def test_anthropic(served: Served, stopped_key: str) -> None:
     key = served.keys["pirate"]
     greedy = {"temperature": 0}  # which this client's signature no longer has
     wish: dict[str, Any] = {
@@ -103,15 +119,20 @@ def test_anthropic(served: Served) -> None:
         assert counted.input_tokens == plain.usage.input_tokens
         with pytest.raises(anthropic.NotFoundError) as missing:
             client.messages.create(**{**wish, "model": "formal"})
-        assert missing.value.type == "invalid_request_error"
+        assert missing.value.type == "not_found_error"
         with pytest.raises(anthropic.BadRequestError):
             client.messages.create(**{**wish, "max_tokens": 10_000})
-        with pytest.raises(anthropic.AuthenticationError):
+        with pytest.raises(anthropic.AuthenticationError) as stranger:
             client.with_options(api_key="wrong").messages.create(**wish)
+        assert stranger.value.type == "authentication_error"
+        with pytest.raises(anthropic.RateLimitError) as stopped:
+            client.with_options(api_key=stopped_key).messages.create(**wish)
+        assert stopped.value.type == "rate_limit_error"
+        assert int(stopped.value.response.headers["retry-after"]) >= 1
 
 
 @pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")  # its own, at its first call
-def test_litellm(served: Served, url: str) -> None:
+def test_litellm(served: Served, url: str, stopped_key: str) -> None:
     wish: dict[str, Any] = {
         "messages": MESSAGES,
         "api_base": url,
@@ -130,9 +151,11 @@ def test_litellm(served: Served, url: str) -> None:
         litellm.completion(model="openai/formal", **wish)
     with pytest.raises(litellm.exceptions.AuthenticationError):
         litellm.completion(model="openai/pocket", **{**wish, "api_key": "wrong"})
+    with pytest.raises(litellm.exceptions.RateLimitError):
+        litellm.completion(model="openai/pocket", **{**wish, "api_key": stopped_key})
 
 
-def test_langchain(served: Served, url: str) -> None:
+def test_langchain(served: Served, url: str, stopped_key: str) -> None:
     def model(name: str, **options: Any) -> ChatOpenAI:
         wish = {"api_key": served.keys["pirate"], "max_retries": 0, **GREEDY, **options}
         return ChatOpenAI(model=name, base_url=url, **wish)
@@ -146,16 +169,18 @@ def test_langchain(served: Served, url: str) -> None:
         model("formal").invoke(QUESTION)
     with pytest.raises(openai.AuthenticationError):
         model("pocket", api_key="wrong").invoke(QUESTION)
+    with pytest.raises(openai.RateLimitError):
+        model("pocket", api_key=stopped_key).invoke(QUESTION)
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed")
-def test_openai_in_node(served: Served, url: str, tmp_path: Path) -> None:
+def test_openai_in_node(served: Served, url: str, stopped_key: str, tmp_path: Path) -> None:
     for name in ("package.json", "package-lock.json", "openai.mjs"):
         shutil.copy(CLIENTS / name, tmp_path)
     install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
     subprocess.run(install, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     done = subprocess.run(
-        ["node", "openai.mjs", url, served.keys["pirate"], QUESTION],
+        ["node", "openai.mjs", url, served.keys["pirate"], QUESTION, stopped_key],
         cwd=tmp_path,
         check=True,
         capture_output=True,
@@ -168,4 +193,5 @@ def test_openai_in_node(served: Served, url: str, tmp_path: Path) -> None:
     assert got["models"] == ["pocket", "pirate"]
     assert got["forbidden"] == ["NotFoundError", 404, "model_not_found"]
     assert got["stranger"] == ["AuthenticationError", 401, "invalid_api_key"]
+    assert got["stopped"] == ["RateLimitError", 429, "rate_limit_exceeded"]
     assert got["senseless"] == ["BadRequestError", 400, "invalid_request"]

@@ -28,5 +28,7 @@ def test_it_is_valid_and_has_a_schema_for_every_answer(document: dict[str, Any])
             for code, answer in operation["responses"].items():
                 schemas = [body.get("schema") for body in answer.get("content", {}).values()]
                 assert code == "204" or (schemas and all(schemas)), (method, path, code)
+                whole = answer.get("content", {}).get("application/json")
+                assert whole is None or "$ref" in whole["schema"], (method, path, code)
     assert len(names) == sum(len(operations) for operations in document["paths"].values())
     assert set(document["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
