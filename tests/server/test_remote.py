@@ -11,7 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from adapters.accounts_cli import groups_app, keys_app, quotas_app, users_app
+from adapters.artifact import artifact_digest
 from adapters.cli import adapters_app
+from adapters.terminal import Where
+from adapters.versioned import versions_of
 
 from served import Served
 
@@ -43,6 +46,20 @@ def test_adapters(served: Served) -> None:
     names = [row["adapter"] for row in json.loads(run(served, adapters_app, "list", "--json"))]
     assert "far" not in names
     assert "pirate" in names
+
+
+def test_files_of_versions(served: Served) -> None:
+    run(served, adapters_app, "publish", "versioned", served.folders["pirate"])
+    run(served, adapters_app, "publish", "versioned", served.folders["formal"])
+    shown = json.loads(run(served, adapters_app, "show", "versioned", "--json"))["versions"]
+    there = Where(server=served.server.url, key=served.server.admin_key)
+    here = Where(data_dir=served.data_dir)
+    for where in (there, here):
+        with versions_of(where, "versioned") as found:
+            assert [v.name for v in found] == ["versioned@1", "versioned@2"]
+            assert [artifact_digest(v.folder) for v in found] == [v["digest"] for v in shown]
+            assert all(v.manifest is not None for v in found)
+    run(served, adapters_app, "retire", "versioned")
 
 
 def test_accounts(served: Served) -> None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from adapters.terminal import Where, located
 from training.cli import spoken_errors
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adapters.artifact import Manifest
     from training.evaluation.evaluate import Candidate, Evaluation
     from training.evaluation.gate import Thresholds
     from training.evaluation.results import Report
@@ -27,7 +29,9 @@ ASKED, JUDGED, SHOWN = "What is asked", "The gate", "What comes out"
 
 
 @evaluate.command()
+@located
 def _evaluate(
+    where: Where,
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[
         list[Path] | None, typer.Option(help="Adapter folder; several by repeating it.")
@@ -35,6 +39,13 @@ def _evaluate(
     against: Annotated[
         list[str] | None,
         typer.Option(help="What they are compared with: base (the default) or adapter folders."),
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An adapter of the registry, all its versions; or folders in order, by repeating"
+            " it: which one lost something? Then the end is 1."
+        ),
     ] = None,
     pairs: Annotated[
         str | None,
@@ -83,7 +94,8 @@ def _evaluate(
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for report.json.", rich_help_panel=SHOWN)
+        Path | None,
+        typer.Option(help="Folder for report.json and report.html.", rich_help_panel=SHOWN),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The report on stdout.", rich_help_panel=SHOWN)
@@ -93,12 +105,16 @@ def _evaluate(
 
     bapo eval --model models/pocket --adapter runs/pirate --pairs heldout.jsonl --facts facts.jsonl
     """
-    with spoken_errors():
+    with spoken_errors(), ExitStack() as held:
         if gate is not None and not adapter:
             raise ConfigError("--gate judges an adapter: give --adapter.")
+        if history and (adapter or against):
+            raise ConfigError("--history brings its own adapters: leave out --adapter, --against.")
         from training.evaluation.evaluate import Evaluation, Settings, evaluate
         from training.evaluation.gate import load_thresholds
         from training.evaluation.material import Files, compared, gather
+        from training.evaluation.regression import with_history
+        from training.evaluation.versions import history_of, with_manifests
         from training.model import load_base
 
         thresholds = load_thresholds(gate) if gate else None
@@ -108,13 +124,20 @@ def _evaluate(
         items, texts, sources = gather(files, limit=limit)
         settings = Settings(seed=seed, max_new_tokens=max_new_tokens, stride=stride)
         candidates, names = compared(adapter or (), against or ())
+        manifests: dict[str, Manifest | None] = {}
+        if history:
+            candidates, manifests = held.enter_context(history_of(history, where))
         base = load_base(model)
         with _as_judged(candidates, base, gated=gate is not None) as measured:
             wanted = Evaluation(items, texts, measured, names, settings, sources)
             found = evaluate(base, wanted, progress=True)
             if gate is not None and thresholds is not None:
                 _judge(found, wanted, thresholds, base, gate, gate_key)
+        if history:
+            found = with_history(with_manifests(found, manifests))
         _show(found, report, as_json=as_json)
+        if found.history is not None and found.history.losses:
+            raise typer.Exit(1)
         if any(m.verdict is not None and not m.verdict.passed for m in found.models):
             raise typer.Exit(1)
 
@@ -163,16 +186,23 @@ def _judge(
 
 def _show(found: "Report", folder: Path | None, *, as_json: bool) -> None:
     """What was found on the terminal or as JSON, and kept where that is wanted."""
+    from training.evaluation.page import write_page
+    from training.evaluation.page.versions import told_of, verdict
     from training.evaluation.report import as_tables
     from training.evaluation.results import write_report
 
     if folder is not None:
         write_report(found, folder)
+        write_page(found, folder)
     if as_json:
         print(found.model_dump_json(indent=2))
         return
     console = Console()
     console.print(as_tables(found))
+    if found.history is not None:
+        console.print(verdict(found), style="red" if found.history.losses else None, markup=False)
+        for loss in found.history.losses:
+            console.print(f"  {told_of(loss, found)}", markup=False, soft_wrap=True)
     for model in found.models:
         if model.verdict is None:
             continue

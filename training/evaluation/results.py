@@ -81,6 +81,27 @@ class Comparison(_Data):
     lost: int | None = None
 
 
+Rival = Literal["predecessor", "best before"]
+
+
+class Loss(Comparison):
+    """Where a version of an adapter is worse than one before it, and surely so.
+
+    `p_adjusted` is Holm's over everything that was compared in the history.
+    """
+
+    rival: Rival
+
+
+class History(_Data):
+    """Models that are one adapter's versions, in their order, and what they lost."""
+
+    versions: list[str]
+    first: str | None
+    """The first version that lost something."""
+    losses: list[Loss]
+
+
 class PairScore(_Data):
     """Log-probabilities of both answers, in nats; `margin` is what chosen gained more than
     rejected against the base (β = 1), None for the base itself."""
@@ -294,6 +315,8 @@ class Report(_Data):
     """The base first; then those to compare with, then those under test, as they were given."""
     items: Items = Items()
     comparisons: list[Comparison] = []
+    history: History | None = None
+    """Where the models are versions of one adapter."""
     sources: dict[str, Source] = {}
     settings: dict[str, Any] = {}
     """Every setting of the evaluation that its figures depend on."""
