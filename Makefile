@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora bench-overhead bench-cold-load soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -53,6 +53,12 @@ bench-registry: setup ## resolving, memory and publishing with 10,000 users and 
 
 bench-cpu-lora: setup ## what LoRA costs a CPU, against vLLM's own products
 	HF_HUB_OFFLINE=1 python -m benchmarks.cpu_lora $(ARGS)
+
+bench-overhead: setup ## what this server costs above vLLM's own: requests a second, first tokens, CPU
+	HF_HUB_OFFLINE=1 python -m benchmarks.overhead $(ARGS)
+
+bench-cold-load: setup ## what loading an adapter does to others' streams, and how soon it answers
+	HF_HUB_OFFLINE=1 python -m benchmarks.cold_load $(ARGS)
 
 soak: setup ## minutes of users, uploads and activations against a running server (ARGS=minutes)
 	HF_HUB_OFFLINE=1 python -m benchmarks.soak $(ARGS)

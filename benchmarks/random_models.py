@@ -19,6 +19,20 @@ POCKET = Path(__file__).resolve().parents[1] / "models" / "pocket"
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 SCALE = 0.02
+BASES = {
+    "pocket": {},
+    "0.5B": {"hidden": 896, "layers": 24, "intermediate": 4864, "heads": 14},
+    "8B": {"hidden": 4096, "layers": 32, "intermediate": 14336, "heads": 32},
+}
+"""Shapes of bases; the pocket model is the only one with learned weights."""
+
+
+def base_of(name: str, scratch: Path) -> Path:
+    """The folder of one of `BASES`, written to `scratch` if it is not there."""
+    if name == "pocket":
+        return POCKET
+    folder = scratch / name
+    return folder if folder.is_dir() else write_base(folder, **BASES[name])
 
 
 def write_base(folder: Path, *, hidden: int, layers: int, intermediate: int, heads: int) -> Path:
@@ -46,9 +60,15 @@ def write_base(folder: Path, *, hidden: int, layers: int, intermediate: int, hea
 
 
 def write_adapter(
-    folder: Path, base: Path, *, rank: int, seed: int, modules: Sequence[str] = ATTENTION + MLP
+    folder: Path,
+    base: Path,
+    *,
+    rank: int,
+    seed: int,
+    modules: Sequence[str] = ATTENTION + MLP,
+    alpha: int | None = None,
 ) -> Path:
-    """A LoRA adapter for `base`, alpha = rank. Returns the folder."""
+    """A LoRA adapter for `base`; alpha is its rank unless given. Returns the folder."""
     config = AutoConfig.from_pretrained(base)
     hidden, wide = config.hidden_size, config.intermediate_size
     keys = config.num_key_value_heads * hidden // config.num_attention_heads
@@ -73,9 +93,9 @@ def write_adapter(
     told = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": str(base),
         "r": rank,
-        "lora_alpha": rank,
+        "lora_alpha": alpha or rank,
         "target_modules": list(modules),
         "bias": "none",
     }

@@ -169,6 +169,9 @@ class UserPlaces(Generic[K]):
                 del self._lines[key]
 
     async def _wait(self, line: _Line) -> None:
+        if not line.places.locked():
+            await line.places.acquire()  # at once, and without a clock
+            return
         try:
             async with asyncio.timeout(self._max_wait):
                 await line.places.acquire()

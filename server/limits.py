@@ -38,10 +38,9 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         bound = self._bound(scope["path"])
-        refusal = error_response(TooLarge(f"the request body is larger than {bound} bytes"))
         claimed = Headers(scope=scope).get("content-length", "0")
         if claimed.isdigit() and int(claimed) > bound:
-            await refusal(scope, receive, send)
+            await _too_large(bound)(scope, receive, send)
             return
         received = 0
         answered = False
@@ -63,7 +62,11 @@ class BodyLimit:
             await self.app(scope, counted, noted)
         except _BodyTooLarge:
             if not answered:
-                await refusal(scope, receive, send)
+                await _too_large(bound)(scope, receive, send)
+
+
+def _too_large(bound: int) -> ASGIApp:
+    return error_response(TooLarge(f"the request body is larger than {bound} bytes"))
 
 
 class _BodyTooLarge(BaseException):

@@ -20,19 +20,28 @@ T = TypeVar("T")
 async def while_present(receive: Receive, work: Awaitable[T]) -> T:
     """The work's result. Raises ClientLeft, and the work is cancelled, once the client has left."""
 
+    loop = asyncio.get_running_loop()
+    listening: asyncio.Task[None] | None = None
+
     async def hear_the_end() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        patience.reschedule(asyncio.get_running_loop().time())
+        patience.reschedule(loop.time())
+
+    def listen() -> None:
+        nonlocal listening
+        listening = loop.create_task(hear_the_end())
 
     try:
         async with asyncio.timeout(None) as patience:
-            # Work that need not wait is done before this task has run at all.
-            listening = asyncio.create_task(hear_the_end())
+            # Work that need not wait is done before this is called, and no task is made for it.
+            soon = loop.call_soon(listen)
             try:
                 return await work
             finally:
-                listening.cancel()
+                soon.cancel()
+                if listening is not None:
+                    listening.cancel()
     except TimeoutError:
         if not patience.expired():
             raise

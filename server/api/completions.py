@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.api.bodies import answers
 from server.bounds import check_bounds
-from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep, SettingsDep
+from server.dependencies import AskedDep
 from server.engine.vllm import CompletionRequest, CompletionResponse
 
 router = APIRouter(tags=["inference"])
@@ -16,15 +16,11 @@ router = APIRouter(tags=["inference"])
 async def create_completion(
     request: CompletionRequest,
     raw_request: Request,
-    caller: CallerDep,
-    adapter: AdapterHeader,
-    engine: EngineDep,
-    routes: RoutesDep,
-    settings: SettingsDep,
+    asked: AskedDep,
 ) -> Response:
-    check_bounds(request, settings)
-    route = await routes.route(caller, adapter, request.model)
+    check_bounds(request, asked.settings)
+    route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
-    response = await engine.complete(request, raw_request)
+    response = await asked.engine.complete(request, raw_request)
     response.headers.update(route.headers)
     return response

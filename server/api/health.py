@@ -7,7 +7,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.bodies import HealthBody
-from server.dependencies import EngineDep, MetricsDep, ScraperDep
+from server.dependencies import LiveDep, MetricsDep, ScraperDep
 
 router = APIRouter(tags=["health"])
 
@@ -19,9 +19,9 @@ async def live() -> dict[str, str]:
 
 
 @router.get("/health/ready", response_model=HealthBody)
-async def ready(engine: EngineDep) -> dict[str, str]:
+async def ready(live: LiveDep) -> dict[str, str]:
     """The engine answers too; 503 while it does not."""
-    return {"status": "ready", "model": engine.base_name}
+    return {"status": "ready", "model": live.engine.base_name}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

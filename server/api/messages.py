@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.api.bodies import answers
 from server.bounds import check_bounds
-from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep, SettingsDep
+from server.dependencies import AskedDep
 from server.engine.vllm import (
     AnthropicCountTokensRequest,
     AnthropicCountTokensResponse,
@@ -21,16 +21,12 @@ router = APIRouter(tags=["inference"])
 async def create_message(
     request: AnthropicMessagesRequest,
     raw_request: Request,
-    caller: CallerDep,
-    adapter: AdapterHeader,
-    engine: EngineDep,
-    routes: RoutesDep,
-    settings: SettingsDep,
+    asked: AskedDep,
 ) -> Response:
-    check_bounds(request, settings)
-    route = await routes.route(caller, adapter, request.model)
+    check_bounds(request, asked.settings)
+    route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
-    response = await engine.message(request, raw_request)
+    response = await asked.engine.message(request, raw_request)
     response.headers.update(route.headers)
     return response
 
@@ -39,14 +35,10 @@ async def create_message(
 async def count_tokens(
     request: AnthropicCountTokensRequest,
     raw_request: Request,
-    caller: CallerDep,
-    adapter: AdapterHeader,
-    engine: EngineDep,
-    routes: RoutesDep,
-    settings: SettingsDep,
+    asked: AskedDep,
 ) -> Response:
     """The prompt's tokens, the same with every adapter: none is loaded for it."""
-    check_bounds(request, settings)
-    await routes.router.choose(caller, adapter, request.model)
-    request.model = engine.base_name
-    return await engine.count(request, raw_request)
+    check_bounds(request, asked.settings)
+    await asked.routes.router.choose(asked.caller, asked.adapter, request.model)
+    request.model = asked.engine.base_name
+    return await asked.engine.count(request, raw_request)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.api.bodies import answers
 from server.bounds import check_bounds
-from server.dependencies import AdapterHeader, CallerDep, EngineDep, RoutesDep, SettingsDep
+from server.dependencies import AskedDep
 from server.engine.vllm import ResponsesRequest, ResponsesResponse
 from server.errors import BadRequest
 
@@ -21,17 +21,13 @@ router = APIRouter(tags=["inference"])
 async def create_response(
     request: ResponsesRequest,
     raw_request: Request,
-    caller: CallerDep,
-    adapter: AdapterHeader,
-    engine: EngineDep,
-    routes: RoutesDep,
-    settings: SettingsDep,
+    asked: AskedDep,
 ) -> Response:
-    check_bounds(request, settings)
+    check_bounds(request, asked.settings)
     _refuse_what_would_be_kept(request)
-    route = await routes.route(caller, adapter, request.model)
+    route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
-    response = await engine.respond(request, raw_request)
+    response = await asked.engine.respond(request, raw_request)
     response.headers.update(route.headers)
     return response
 

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 import vllm.v1.engine.async_llm as async_llm
@@ -243,7 +243,8 @@ class Engine:
             setattr(request, name, STEERING_FIELDS[name])
         if named := type(request).model_fields.get("request_id"):
             # An answer's id, by which feedback will know it, is nobody's to choose.
-            request.request_id = named.get_default(call_default_factory=True)
+            made = cast("Callable[[], str] | None", named.default_factory)
+            request.request_id = made() if made else named.default
         response = await self._guarded(lambda: handler(request, raw_request))
         current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
         if response is None:
