@@ -6,6 +6,7 @@ evaluation. Refuses to know how adapters are stored, versioned or served: that i
 fetched from its module when it is first used.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,9 @@ __all__ = [
     "pair_accuracy",
     "train_adapter",
 ]
+
+# Where it is installed, PEFT imports it, and it says on stderr that kernels could be downloaded.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOME = {
     "BAPOConfig": "training.config",

@@ -15,6 +15,7 @@ from typing import Protocol
 from training.cache import JsonlCache, Record, default_cache, open_cache
 from training.config import BAPOConfig
 from training.encoding import Tokens, stop_tokens
+from training.errors import ConfigError
 from training.generation import Completion, complete
 from training.model import ResidentBase
 
@@ -96,7 +97,12 @@ def _keys(base: ResidentBase, prompts: Sequence[Tokens], config: BAPOConfig) -> 
 def _engine(base: ResidentBase, config: BAPOConfig, answers: int) -> Engine:
     """vLLM where it was asked for, or is installed and pays; else the model in memory."""
     wanted = config.anchor_engine
-    if wanted == "auto":
+    if base.four_bit and wanted == "vllm":
+        raise ConfigError(
+            "anchor_engine vllm would answer with the whole base, not with the one in 4 bits that"
+            " is trained on; take transformers or auto."
+        )
+    if wanted == "auto" and not base.four_bit:
         worth = answers >= WORTH_VLLM.get(base.model.device.type, answers + 1)
         wanted = "vllm" if worth and importlib.util.find_spec("vllm") else "transformers"
     if wanted == "vllm":
@@ -123,7 +129,7 @@ def _key(base: ResidentBase, prompt: Tokens, config: BAPOConfig, number: int) ->
     """What an answer depends on, hashed; it also seeds the sampling of that answer."""
     sampled = config.anchor_temperature > 0
     sampling = {
-        "base": base.info.fingerprint,
+        "base": base.voice,
         "prompt": prompt,
         "temperature": config.anchor_temperature,
         "max_new_tokens": config.anchor_max_new_tokens,

@@ -46,8 +46,11 @@ class JsonlCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A torn last line gets its line break now, or it would swallow our first one.
         text = ("\n" if self._torn else "") + "".join(line + "\n" for line in lines)
+        rest = memoryview(text.encode())
+        self._torn = True  # until the last byte is there: a full disk may take a part of them
         with self.path.open("ab", buffering=0) as file:
-            file.write(text.encode())
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         self._torn = False
         self._records.update(records)

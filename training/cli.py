@@ -9,13 +9,16 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from adapters.errors import AdapterError
 from training.errors import ConfigError, Stopped, TrainingError
+
+if TYPE_CHECKING:
+    from training.config import Experiment
 
 train = typer.Typer(add_completion=False)
 anchors = typer.Typer(add_completion=False)
@@ -85,25 +88,28 @@ def _train(
             from training.forecast import forecast
 
             Console().print(forecast(run.model, run.data, run.config).as_table())
-            return
-        from training.run import train_adapter
+        else:
+            _learn(run, resume=resume)
 
-        result = train_adapter(
-            run.model,
-            run.data,
-            run.out,
-            run.config,
-            eval_pairs=run.eval_data or (),
-            overwrite=run.overwrite,
-            resume=resume,
-            label=Path(run.out).name,
-        )
-        if run.config.process_index > 0:
-            return
-        metrics = result.metrics
+
+def _learn(run: "Experiment", *, resume: bool) -> None:
+    """Train, and say in a line what came of it; of several processes, one talks."""
+    from training.run import train_adapter
+
+    result = train_adapter(
+        run.model,
+        run.data,
+        run.out,
+        run.config,
+        eval_pairs=run.eval_data or (),
+        overwrite=run.overwrite,
+        resume=resume,
+        label=Path(run.out).name,
+    )
+    if run.config.process_index == 0:
         Console().print(
             f"{result.out}: {result.manifest.data['pairs']} pairs,"
-            f" reward accuracy {metrics['train/rewards/accuracies']:.0%} in the last epoch,"
+            f" reward accuracy {result.metrics['train/rewards/accuracies']:.0%} in the last epoch,"
             f" {sum(result.seconds.values()):.0f} s.",
             soft_wrap=True,
         )
@@ -119,6 +125,9 @@ def _anchors(
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 42,
     answers: Annotated[int, typer.Option(help="Answers for each prompt.")] = 1,
     engine: Annotated[str, typer.Option(help="transformers, vllm, or auto.")] = "auto",
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="Answers of the base in 4 bits, for QLoRA.")
+    ] = False,
 ) -> None:
     """Fill the cache of the base model's own answers, so that training finds them there."""
     with spoken_errors():
@@ -130,7 +139,7 @@ def _anchors(
         from training.progress import bar
 
         pairs = load_pairs(data)
-        base = load_base(model)
+        base = load_base(model, four_bit=load_in_4bit)
         config = config_of(
             {
                 "anchor_cache": cache,

@@ -70,6 +70,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     max_prompt_length: int = setting(1024, "A longer prompt (tokens) is an error, never cut.")
     max_completion_length: int = setting(1024, "A longer answer (tokens) is an error, never cut.")
     lora_rank: int = setting(8, "Rank of the adapter (r).")
+    max_lora_rank: int = setting(16, "Largest rank that the server takes (its --max-lora-rank).")
     lora_alpha: float = setting(16.0, "LoRA scale: the update counts alpha / r times.")
     lora_dropout: float = setting(0.0, "Dropout in front of the adapter.")
     lora_target_modules: str = setting(
@@ -167,8 +168,13 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
         for name in ("drift_warn", "drift_limit"):
             if not (getattr(self, name) is None or getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be above 0 or none, not {getattr(self, name)}.")
-        if self.lora_rank > MAX_LORA_RANK:
-            raise ConfigError(f"lora_rank must be at most {MAX_LORA_RANK}, vLLM serves no more.")
+        if self.max_lora_rank > MAX_LORA_RANK:
+            raise ConfigError(f"max_lora_rank is at most {MAX_LORA_RANK}, vLLM serves no more.")
+        if self.lora_rank > self.max_lora_rank:
+            raise ConfigError(
+                f"lora_rank {self.lora_rank} is more than the server takes, {self.max_lora_rank}:"
+                " lower it, or give --max-lora-rank here as `bapo serve` has it."
+            )
         if self.label_smoothing >= 0.5:
             raise ConfigError("label_smoothing must be below 0.5; above, the labels turn round.")
         if self.anchor_answers > 1 and not self.anchor_temperature:
@@ -215,6 +221,7 @@ _MACHINE_ONLY = {
     "drift_steps",
     "drift_warn",
     "logging_steps",
+    "max_lora_rank",
     "method",
     "output_dir",
     "remove_unused_columns",

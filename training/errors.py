@@ -6,6 +6,7 @@
     ├── ModelError       the base model cannot be loaded or cannot be trained this way
     ├── DivergedError    the loss is no longer a number
     ├── DriftedError     the adapter has gone further from the base than it may
+    ├── CheckpointError  a checkpoint could not be written, for want of space mostly
     ├── OutOfMemory      the machine's memory is too small for these settings
     └── Stopped          the run was asked to stop; it left a checkpoint
 
@@ -35,6 +36,10 @@ class DivergedError(TrainingError):
 
 class DriftedError(TrainingError):
     """The adapter has gone further from the base than `drift_limit` allows."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint could not be written; the ones before it are whole."""
 
 
 class OutOfMemory(TrainingError):

@@ -74,7 +74,7 @@ def _fleet(
         from training.config import experiment, read_settings
         from training.progress import counting
         from training.users import users_of
-        from training.workers import fitting_workers, train_fleet_with
+        from training.workers import fitting_workers
 
         flags = {k: v for k, v in (("model", model), ("data", data), ("out", out)) if v}
         run = experiment((read_settings(file) if file else {}) | flags | settings)
@@ -86,19 +86,7 @@ def _fleet(
         began = time.perf_counter()
         outcomes = []
         with counting(f"users of {Path(run.data).name}", len(users) // part[1]) as tick:
-            if count > 1:
-                found = train_fleet_with(
-                    count,
-                    run.model,
-                    users,
-                    Path(run.out),
-                    run.config,
-                    publishing=publishing,
-                    shard=part,
-                    tick=tick,
-                )
-            else:
-                found = _train_here(run, users, publishing, part, tick)
+            found = _train_all(count, run, users, publishing, part, tick)
             for outcome in found:
                 outcomes.append(outcome)
                 if as_json:
@@ -109,21 +97,35 @@ def _fleet(
         raise typer.Exit(1)
 
 
-def _train_here(
+def _train_all(
+    workers: int,
     run: "Experiment",
     users: "Users",
     publishing: "MakePublish",
     part: tuple[int, int],
     tick: "Tick",
 ) -> "Iterator[Outcome]":
+    """The outcomes as they come, from several processes or from this one."""
+    out = Path(run.out)
+    if workers > 1:
+        from training.workers import train_fleet_with
+
+        return train_fleet_with(
+            workers,
+            run.model,
+            users,
+            out,
+            run.config,
+            publishing=publishing,
+            shard=part,
+            tick=tick,
+        )
     from training.fleet import train_fleet
     from training.model import load_base
 
     base = load_base(run.model, cpu=run.config.use_cpu, four_bit=run.config.load_in_4bit)
     publish = publishing(base)
-    return train_fleet(
-        base, users, Path(run.out), run.config, publish=publish, shard=part, tick=tick
-    )
+    return train_fleet(base, users, out, run.config, publish=publish, shard=part, tick=tick)
 
 
 def _publishing(server: str | None, key: str | None, data_dir: Path | None) -> "MakePublish":

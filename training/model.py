@@ -9,13 +9,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
@@ -24,6 +23,7 @@ from adapters.base import BaseModelInfo, describe_base
 from training.config import BAPOConfig, bf16_pays
 from training.errors import ModelError
 from training.fused import fuse_lora
+from training.quantised import in_four_bits, keep_gradients
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ class ResidentBase:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     info: BaseModelInfo
+    four_bit: bool = False
+
+    @property
+    def voice(self) -> str:
+        """What its answers and scores depend on: the weights, and whether they are in 4 bits."""
+        return self.info.fingerprint + ("+nf4" if self.four_bit else "")
 
 
 def load_base(model: str | Path, *, cpu: bool = False, four_bit: bool = False) -> ResidentBase:
@@ -60,15 +66,17 @@ def load_base(model: str | Path, *, cpu: bool = False, four_bit: bool = False) -
                 folder,
                 dtype=dtype,
                 attn_implementation="sdpa",
-                **(_in_four_bits(dtype, device) if four_bit else {}),
+                **(in_four_bits(dtype, device) if four_bit else {}),
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"The model {model} cannot be loaded: {_sentence(error)}") from error
     _refuse_unknown_heads(network)
     network.requires_grad_(False)
-    if not four_bit:  # quantised weights are where they were loaded to
+    if four_bit:
+        keep_gradients(network)
+    else:  # quantised weights are where they were loaded to
         network = network.to(device)
-    return ResidentBase(network.eval(), tokenizer, info)
+    return ResidentBase(network.eval(), tokenizer, info, four_bit)
 
 
 @contextmanager
@@ -91,6 +99,7 @@ def trainable(base: ResidentBase, config: BAPOConfig) -> Iterator[PeftModel]:
         raise ModelError(f"No adapter can be put on this model: {_sentence(error)}") from error
     fuse_lora(model)
     with _unloading(base, model):
+        _refuse_unserved(model, base.info)
         yield model
 
 
@@ -115,21 +124,6 @@ def reference(model: torch.nn.Module) -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _in_four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise while loading. Raises ModelError."""
-    if device.type == "cpu":  # bitsandbytes has no gradient through its 4-bit product there
-        raise ModelError("load_in_4bit needs a GPU; without one, leave it out.")
-    if find_spec("bitsandbytes") is None:
-        raise ModelError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": quantisation, "device_map": {"": device}}
 
 
 @contextmanager
@@ -173,6 +167,16 @@ def _quiet_if_small(folder: Path) -> Iterator[None]:
         hf_logging.enable_progress_bar()
     else:
         yield
+
+
+def _refuse_unserved(model: PeftModel, info: BaseModelInfo) -> None:
+    """Before the training and not after it: a server takes no adapter on embeddings or the head."""
+    layers = (n for n, m in model.base_model.model.named_modules() if isinstance(m, LoraLayer))
+    unserved = [name for name in layers if name not in info.modules]
+    if unserved:
+        raise ModelError(
+            f"No server takes an adapter on {unserved[0]}: leave it out of lora_target_modules."
+        )
 
 
 def _refuse_unknown_heads(model: PreTrainedModel) -> None:

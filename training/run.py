@@ -29,6 +29,7 @@ from training.data import PreferencePair, load_pairs, pairs_digest
 from training.drift import DRIFT, DriftWatch, watched_answers
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError, OutOfMemory, Stopped
+from training.history import Line, history
 from training.model import ResidentBase, load_base, trainable
 from training.progress import TrainingBar, bar
 from training.prompts import encode_general, load_prompts
@@ -113,11 +114,19 @@ def train_adapter(
             if config.should_save:
                 claim(checkpoints, identity)
             watch = DriftWatch(watched, name or target.name)
-            metrics = _fit(policy, ready, config, checkpoint, watch, label)
+            metrics, record = _fit(policy, ready, config, checkpoint, watch, label)
             clock.lap("training")
             manifest = _manifest(name or target.name, base, data, ready, config, metrics)
             if config.should_save:
-                write_adapter(policy, manifest, ready.pairs, target)
+                write_adapter(
+                    policy,
+                    manifest,
+                    record,
+                    ready.pairs,
+                    target,
+                    base=base.info,
+                    max_rank=config.max_lora_rank,
+                )
     if config.should_save and config.save_strategy == "no" and config.checkpoints_beside_result:
         shutil.rmtree(checkpoints, ignore_errors=True)  # at most a stopped run's, now finished
     clock.lap("writing")
@@ -191,8 +200,11 @@ def _fit(
     checkpoint: Path | None,
     watch: DriftWatch,
     label: str | None,
-) -> dict[str, float]:
-    """Train, and say how it ended: the means over the last epoch's pairs. May raise Stopped."""
+) -> tuple[dict[str, float], dict[str, list[Line]]]:
+    """Train, and say how it ended (the means over the last epoch's pairs) and how it went.
+
+    May raise Stopped.
+    """
     stop = StopWhenAsked()
     with bar(label) as show, stop.listening():
         progress = TrainingBar(show)
@@ -213,13 +225,14 @@ def _fit(
             f"Stopped after step {output.global_step} of {trainer.state.max_steps}; the checkpoint"
             f" is in {config.output_dir}, go on with --resume."
         )
-    return {
+    metrics = {
         "train/steps": float(output.global_step),
         "train/seconds": output.metrics["train_runtime"],
         **{f"train/{name}": value for name, value in trainer.last_epoch().items()},
         **trainer.last_evaluation(),
         **({} if watch.last is None else {DRIFT: watch.last}),
     }
+    return metrics, history(trainer.history, trainer.state.log_history)
 
 
 def _manifest(

@@ -99,5 +99,5 @@ def with_cached_reference(
 
 def _key(base: ResidentBase, pair: EncodedPair, bf16: bool) -> str:
     precision = [str(base.model.dtype), bf16, base.model.device.type]
-    scored = [base.info.fingerprint, precision, pair.prompt, pair.branches]
+    scored = [base.voice, precision, pair.prompt, pair.branches]
     return hashlib.sha256(json.dumps(scored).encode()).hexdigest()

@@ -7,14 +7,18 @@ off, computed once before the first step.
 """
 
 import json
+import math
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, Sampler
@@ -24,7 +28,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from training.batching import PADDING, LengthBuckets, PackedRows, PairBatch, collate
 from training.config import BAPOConfig
 from training.encoding import EncodedPair
-from training.errors import DivergedError
+from training.errors import CheckpointError, DivergedError
+from training.history import Line, mean_figures
 from training.logprobs import sequence_logprobs, sequence_logprobs_and_kl
 from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss, sft_loss
 from training.scoring import with_reference
@@ -32,8 +37,8 @@ from training.scoring import with_reference
 BASE = 2
 """The first column of the base answers, behind chosen and rejected."""
 
-HISTORY_FILE = "bapo_history.json"
-"""In a checkpoint, written last: a checkpoint without it is not whole."""
+BATCHES_FILE = "bapo_history.json"
+"""The lines of a checkpoint's batches, written last: without it a checkpoint is not whole."""
 
 Group = tuple[EncodedPair, ...]
 """A pair and the general prompts that are anchored beside it."""
@@ -113,7 +118,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
         # The loss is a mean over pairs, so the Trainer divides it by accumulated steps.
         self.model_accepts_loss_kwargs = False
-        self.history: list[dict[str, float]] = []
+        self.history: list[Line] = []
         self.tokens = 0
         """Read in training since this process began, padding not counted."""
         self._figures: dict[str, list[dict[str, float]]] = defaultdict(list)
@@ -121,7 +126,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train, perhaps from a checkpoint; the figures of before come with it."""
         if resume_from_checkpoint:
-            kept = Path(resume_from_checkpoint, HISTORY_FILE).read_text(encoding="utf-8")
+            kept = Path(resume_from_checkpoint, BATCHES_FILE).read_text(encoding="utf-8")
             self.history = json.loads(kept)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -165,13 +170,30 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         loss = self._loss(policy, inputs["reference"], inputs["lengths"], base_kl, pairs)
         mean = loss.total.mean()
         figures = self._figures_of(policy.detach(), inputs["reference"], loss, pairs)
+        tokens = (inputs["segment_ids"] != PADDING).sum()
+        seen, read, figures = self._of_all_processes(mean.detach(), tokens, figures)
         self._figures["train" if model.training else "eval"].append(figures)
         if model.training:
-            self.history.append({"loss": mean.item(), **figures})
-            self.tokens += int((inputs["segment_ids"] != PADDING).sum())
-            if not torch.isfinite(mean):
-                raise self._diverged(mean, inputs["numbers"][pairs])
+            self.history.append(self._line(seen, read, figures))
+            self.tokens += read
+        if not math.isfinite(seen):
+            raise self._diverged(seen, inputs["numbers"][pairs] if not mean.isfinite() else ())
         return mean, policy
+
+    def _of_all_processes(
+        self, loss: Tensor, tokens: Tensor, figures: dict[str, Tensor]
+    ) -> tuple[float, int, dict[str, float]]:
+        """The loss, the tokens and the figures of the batches that all processes train on now."""
+        mine = torch.stack([loss, tokens.to(loss), *figures.values()])
+        mean, read, *means = self.accelerator.reduce(mine, reduction="mean").tolist()
+        everybody = round(read * self.accelerator.num_processes)
+        return mean, everybody, dict(zip(figures, means, strict=True))
+
+    def _line(self, loss: float, tokens: int, figures: dict[str, float]) -> Line:
+        """A line of the history: where the batch stands, and how it went."""
+        rate = self.lr_scheduler.get_last_lr()[0] if self.lr_scheduler else 0.0
+        place = {"step": self.state.global_step + 1, "tokens": tokens, "learning_rate": rate}
+        return {**place, "loss": loss, **figures}
 
     @contextmanager
     def _precision(self, device: str) -> Iterator[None]:
@@ -184,12 +206,13 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         with torch.autocast(device, torch.bfloat16, enabled=bf16), fast:
             yield
 
-    def _diverged(self, loss: Tensor, numbers: Tensor) -> DivergedError:
+    def _diverged(self, loss: float, numbers: Iterable[Tensor]) -> DivergedError:
+        """The error that names the pairs, whichever process they are in."""
         kept = whole_checkpoints(Path(str(self.args.output_dir)))
         last = f" The last good checkpoint is {kept[-1]}." if kept else ""
-        pairs = ", ".join(map(str, sorted(numbers.tolist())))
+        pairs = ", ".join(map(str, sorted(gather_object([int(number) for number in numbers]))))
         return DivergedError(
-            f"The loss is {loss.item()} at step {self.state.global_step + 1}, in the batch of the"
+            f"The loss is {loss} at step {self.state.global_step + 1}, in the batch of the"
             f" pairs {pairs}; lower learning_rate or beta, or look at these pairs.{last}"
         )
 
@@ -217,8 +240,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
     def last_epoch(self) -> dict[str, float]:
         """The mean figures over the last pass through the pairs."""
         batches = -(-len(self.train_dataset.pairs) // self.args.train_batch_size)
-        steps = self.history[-batches:]
-        return {name: sum(step[name] for step in steps) / len(steps) for name in self.recent()}
+        return mean_figures(self.history[-batches:])
 
     def last_evaluation(self) -> dict[str, float]:
         """The figures of the last evaluation as eval/…; empty where there was none."""
@@ -238,10 +260,24 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            (folder / HISTORY_FILE).write_text(json.dumps(self.history), encoding="utf-8")
+        """The Trainer's checkpoint and the lines of the history; whole, or not there at all.
+
+        Raises CheckpointError; torch and safetensors tell of a full disk in errors of their own.
+        """
+        folder = Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.is_world_process_zero():
+                (folder / BATCHES_FILE).write_text(json.dumps(self.history), encoding="utf-8")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            kept = whole_checkpoints(folder.parent)
+            last = f"the last one is {kept[-1]}" if kept else "there is none before it"
+            raise CheckpointError(
+                f"The checkpoint of step {self.state.global_step} could not be written"
+                f" ({str(error).splitlines()[0].rstrip('.')}); {last}. Is the disk full? Free some"
+                " space and run again, with --resume."
+            ) from error
 
     def _loss(
         self,
@@ -282,7 +318,8 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
 
     def _figures_of(
         self, policy: Tensor, reference: Tensor, loss: BapoLoss, pairs: Tensor
-    ) -> dict[str, float]:
+    ) -> dict[str, Tensor]:
+        """What is logged of a batch, scalars."""
         log_ratio = policy - reference  # (B, K)
         reward = self.args.beta * log_ratio[pairs]
         figures = {
@@ -297,12 +334,12 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
             figures["logps/base"] = policy[:, BASE:].mean()
             figures["anchor/loss"] = loss.anchor.detach().mean()
             figures["anchor/logratio"] = log_ratio[:, BASE:].mean()
-        return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+        return figures
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder that were written to their end, the latest last."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / HISTORY_FILE).is_file()]
+    found = [path for path in folder.glob("checkpoint-*") if (path / BATCHES_FILE).is_file()]
     return sorted(found, key=step_of)
 
 

@@ -7,8 +7,10 @@ under such a name is put back or removed by the next one. Refuses training.
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -17,9 +19,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save
 
 from adapters.artifact import Manifest, write_manifest
+from adapters.base import BaseModelInfo
+from adapters.errors import InvalidAdapter
+from adapters.validation import Limits, validate
 from training.card import model_card
 from training.encoding import EncodedPair
 from training.errors import ConfigError, ModelError
+from training.history import write_history
 from training.model import reference
 from training.scoring import score_pairs
 
@@ -59,12 +65,20 @@ def refuse_existing(target: Path, *, overwrite: bool) -> None:
 
 
 def write_adapter(
-    policy: PeftModel, manifest: Manifest, sample: Sequence[EncodedPair], target: Path
+    policy: PeftModel,
+    manifest: Manifest,
+    history: Mapping[str, Any],
+    sample: Sequence[EncodedPair],
+    target: Path,
+    *,
+    base: BaseModelInfo,
+    max_rank: int,
 ) -> None:
-    """Write adapter, manifest and model card; `sample` is what parity is checked on.
+    """Write adapter, manifest, history and model card; `sample` is what parity is checked on.
 
-    Raises ModelError where the training changed nothing, or the saved adapter does not
-    score as the trained one; OSError where the disk fails. Either way nothing is left.
+    Raises ModelError where the training changed nothing, where the saved adapter does not
+    score as the trained one, or where a server of `base` with `max_rank` would not take it;
+    OSError where the disk fails. Either way nothing is left.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = _beside(target, DRAFT)
@@ -74,7 +88,9 @@ def write_adapter(
         _write_peft(policy, manifest.base.name, draft)
         _check_parity(policy, draft, sample[:PARITY_PAIRS])
         write_manifest(draft, manifest)
+        write_history(draft, history)
         (draft / "README.md").write_bytes(model_card(manifest).encode())
+        _check_served(draft, base, max_rank)
         for path in (*draft.iterdir(), draft):
             _sync(path)
         _replace(draft, target)
@@ -110,6 +126,14 @@ def _check_parity(policy: PeftModel, folder: Path, pairs: Sequence[EncodedPair])
         raise ModelError("The saved adapter does not score as the trained one; nothing was kept.")
     if torch.equal(saved, untouched):
         raise ModelError("The adapter scores as the base does; raise learning_rate.")
+
+
+def _check_served(folder: Path, base: BaseModelInfo, max_rank: int) -> None:
+    """What a server checks of every upload; its limit of bytes is its own."""
+    try:
+        validate(folder, base, Limits(max_rank=max_rank, max_bytes=sys.maxsize))
+    except InvalidAdapter as error:
+        raise ModelError(f"What was trained was not kept. {error}") from error
 
 
 def _replace(draft: Path, target: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,3 +145,22 @@ def test_a_torn_last_line_costs_that_line_alone(
     assert whole.get("a")
     assert whole.get("c") == {"tokens": [4]}
     assert len(whole) == 2
+
+
+def test_a_full_disk_costs_the_answers_that_did_not_fit(tmp_path: Path) -> None:
+    cache = JsonlCache(tmp_path / "cache.jsonl")
+    cache.add({"before": {"tokens": [1]}})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # it takes a part of the line
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            cache.add({"cut": {"tokens": list(range(100))}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert cache.get("cut") is None
+    assert cache.path.stat().st_size == 100
+    cache.add({"after": {"tokens": [2]}})
+    read = JsonlCache(cache.path)
+    assert [read.get(key) is not None for key in ("before", "cut", "after")] == [True, False, True]

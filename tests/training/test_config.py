@@ -55,7 +55,8 @@ def test_text_becomes_the_type_of_its_setting() -> None:
         ({"report_to": "tensorboard"}, "pip install tensorboard"),
         ({"dpop_weight": -1}, "dpop_weight must be at least 0"),
         ({"label_smoothing": 0.5}, "label_smoothing must be below 0.5"),
-        ({"lora_rank": 513}, "lora_rank must be at most 512"),
+        ({"lora_rank": 17}, "lora_rank 17 is more than the server takes, 16: lower it"),
+        ({"lora_rank": 513, "max_lora_rank": 513}, "max_lora_rank is at most 512"),
         ({"lora_rank": 0}, "lora_rank must be at least 1"),
     ],
 )

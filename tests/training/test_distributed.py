@@ -1,14 +1,16 @@
 """Two processes of half the batch train what one of the whole batch does."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-from adapters.artifact import ADAPTER_FILES
+from adapters.artifact import ADAPTER_FILES, HISTORY_FILE
 from training.data import PreferencePair, save_pairs
 
 
@@ -50,3 +52,7 @@ def test_data_parallel_training_is_the_training_of_one(
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-3)
     assert max(tensor.abs().max() for name, tensor in one.items() if "lora_B" in name) > 1e-3
+    told_by_one, told_by_two = (
+        json.loads((tmp_path / name / HISTORY_FILE).read_text())["steps"] for name in ("one", "two")
+    )
+    assert told_by_two == [pytest.approx(line, abs=1e-3) for line in told_by_one]

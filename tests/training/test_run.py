@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from adapters.artifact import ADAPTER_FILES, read_manifest
+from adapters.artifact import ADAPTER_FILES, HISTORY_FILE, IGNORED_FILES, read_manifest
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
@@ -37,7 +38,7 @@ def test_the_folder_is_a_peft_adapter_with_a_manifest(
 ) -> None:
     result = train_adapter(base, pairs, tmp_path / "alice", quick(), name="alice/terse")
     assert sorted(file.name for file in result.out.iterdir()) == sorted(
-        [*ADAPTER_FILES, "README.md"]
+        [*ADAPTER_FILES, *IGNORED_FILES]
     )
     manifest = read_manifest(result.out)
     assert manifest == result.manifest
@@ -65,6 +66,29 @@ def test_the_saved_adapter_is_the_trained_one_and_not_the_base(
         after = score_pairs(model, encoded)
     gained = after - before
     assert (gained[:, 0] > gained[:, 1]).all()
+
+
+def test_the_history_tells_every_step_and_every_evaluation(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    """Six pairs in batches of two, two batches a step: two steps an epoch, the second one half."""
+    settings = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "warmup_steps": 0}
+    config = quick(**settings, drift_steps=2)
+    result = train_adapter(base, pairs, tmp_path / "a", config, eval_pairs=pairs[:2])
+    history = json.loads((result.out / HISTORY_FILE).read_text())
+    steps, evaluations = history["steps"], history["evaluations"]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert steps[-1]["tokens"] == 2 * steps[1]["tokens"] == 2 * result.manifest.data["tokens"]
+    assert steps[0]["learning_rate"] == config.learning_rate
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # nothing is learned yet
+    assert {"rewards/margins", "logps/chosen", "anchor/logratio"} < set(steps[0])
+    of_epoch = [steps[2]["rewards/margins"]] * 2 + [steps[3]["rewards/margins"]]  # in batches
+    assert sum(of_epoch) / 3 == pytest.approx(result.metrics["train/rewards/margins"])
+    assert [(line["step"], line["epoch"]) for line in evaluations] == [(2, 1), (4, 2)]
+    assert evaluations[-1]["loss"] == pytest.approx(result.metrics["eval/loss"])
+    assert evaluations[-1]["rewards/margins"] == result.metrics["eval/rewards/margins"]
+    assert [line["step"] for line in history["drift"]] == [2, 4]
+    assert history["drift"][-1]["drift/kl"] == result.metrics["drift/kl"]
 
 
 def test_many_adapters_leave_the_resident_base_as_it_was(
@@ -121,7 +145,7 @@ def test_what_is_there_is_kept_unless_told(
         train_adapter(base, pairs, out, quick())
     assert (out / "mine.txt").exists()
     train_adapter(base, pairs, out, quick(num_train_epochs=1), overwrite=True)
-    assert sorted(file.name for file in out.iterdir()) == sorted([*ADAPTER_FILES, "README.md"])
+    assert sorted(file.name for file in out.iterdir()) == sorted([*ADAPTER_FILES, *IGNORED_FILES])
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -152,6 +176,31 @@ def test_layers_that_do_not_exist_are_named_before_anything_is_written(
     assert not (tmp_path / "a").exists()
     with trainable(base, quick(lora_target_modules="q_proj, v_proj")) as policy:
         assert policy.peft_config["default"].target_modules == {"q_proj", "v_proj"}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")  # PEFT's, before we refuse
+@pytest.mark.parametrize("layers", ["q_proj,embed_tokens", "lm_head"])
+def test_layers_that_no_server_adapts_are_refused_before_training(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path, layers: str
+) -> None:
+    config = quick(lora_target_modules=layers)
+    with pytest.raises(
+        ModelError, match=r"No server takes an adapter on (model\.embed_tokens|lm_head)"
+    ):
+        train_adapter(base, pairs, tmp_path / "a", config)
+    assert not (tmp_path / "a").exists()
+    train_adapter(base, pairs, tmp_path / "a", quick())  # the base in memory is whole again
+
+
+def test_what_no_server_would_take_is_not_kept(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    """The server's own checks decide: here, a change that dwarfs the weights it is added to."""
+    config = quick(method="dpo", beta=1e-6, lora_alpha=1000, learning_rate=0.1)
+    with pytest.raises(ModelError, match=r"not kept. This adapter cannot be served: .*times"):
+        train_adapter(base, pairs, tmp_path / "a", config)
+    assert not (tmp_path / "a").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "../nowhere", "a/b/c"])
@@ -301,8 +350,8 @@ def test_an_ended_run_leaves_no_half_adapter_and_resumes_to_the_same_bits(
     with start_training(base_folder, data, whole, *epochs) as unbroken:
         _, stderr = unbroken.communicate(timeout=120)
     assert unbroken.returncode == 0, stderr
-    weights = ADAPTER_FILES[1]
-    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    for name in (ADAPTER_FILES[1], HISTORY_FILE):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
     of_resumed, of_whole = read_manifest(out), read_manifest(whole)
     assert of_resumed is not None
     assert of_whole is not None
@@ -412,8 +461,3 @@ def test_a_gpu_out_of_memory_is_told_alike(
     monkeypatch.setattr("training.trainer.sequence_logprobs", refuse)
     with pytest.raises(OutOfMemory, match=r"lower per_device_train_batch_size \(now 2"):
         train_adapter(base, pairs, tmp_path / "a", quick())
-
-
-def test_four_bits_on_a_cpu_are_refused(base_folder: Path) -> None:
-    with pytest.raises(ModelError, match="load_in_4bit needs a GPU"):
-        load_base(base_folder, cpu=True, four_bit=True)

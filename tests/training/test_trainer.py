@@ -2,6 +2,8 @@
 
 import math
 import re
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ import training.config as config_module
 from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.encoding import EncodedPair, encode_pairs
-from training.errors import DivergedError
+from training.errors import CheckpointError, DivergedError
+from training.history import PLACE
 from training.model import ResidentBase, reference, trainable
 from training.scoring import score_pairs, with_reference
 from training.trainer import BAPOTrainer, whole_checkpoints
@@ -100,7 +103,7 @@ def test_dpo_is_the_same_without_the_anchor(
     config = quick(anchor_weight=0.0)
     assert config.method == "dpo"
     trainer, _ = fit(base, config, encode_pairs(base.tokenizer, pairs))
-    assert trainer.recent().keys() == OF_DPO | {"loss"}
+    assert trainer.recent().keys() == OF_DPO | {"loss", *PLACE}
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "dpop", "sft"])
@@ -213,6 +216,36 @@ def test_a_loss_that_is_no_number_stops_the_run(
     )
     assert said.endswith("checkpoint-1.")
     assert whole_checkpoints(Path(str(config.output_dir)))[-1].name == "checkpoint-1"
+
+
+class FullDisk(TrainerCallback):  # type: ignore[misc]
+    """From the second step on, no file may grow beyond 4 kB: checkpoints fail half-way."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_keeps_the_one_before(
+    base: ResidentBase, quick: Quick, anchored: list[EncodedPair]
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    config = quick(save_strategy="steps", save_steps=1)
+    try:
+        with trainable(base, config) as policy, pytest.raises(CheckpointError) as caught:
+            BAPOTrainer(policy, config, anchored, callbacks=[FullDisk()]).train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert str(caught.value).startswith("The checkpoint of step 2 could not be written (")
+    assert "checkpoint-1. Is the disk full?" in str(caught.value)
+    folder = Path(str(config.output_dir))
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
+    with trainable(base, config) as policy:
+        trainer = BAPOTrainer(policy, config, anchored)
+        trainer.train(str(whole_checkpoints(folder)[-1]))
+    assert trainer.state.global_step == trainer.state.max_steps
 
 
 def test_general_prompts_and_several_answers_are_averaged_into_the_anchor(
