@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora bench-overhead bench-cold-load soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora bench-overhead bench-cold-load bench-many-adapters soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -59,6 +59,9 @@ bench-overhead: setup ## what this server costs above vLLM's own: requests a sec
 
 bench-cold-load: setup ## what loading an adapter does to others' streams, and how soon it answers
 	HF_HUB_OFFLINE=1 python -m benchmarks.cold_load $(ARGS)
+
+bench-many-adapters: setup ## up to 1,000 adapters on few slots, against vLLM's filesystem resolver
+	HF_HUB_OFFLINE=1 python -m benchmarks.many_adapters $(ARGS)
 
 soak: setup ## minutes of users, uploads and activations against a running server (ARGS=minutes)
 	HF_HUB_OFFLINE=1 python -m benchmarks.soak $(ARGS)

@@ -186,6 +186,9 @@ def running(
                 raise SystemExit(f"{name} did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
         yield server
+    except Exception:
+        print(f"{name} said:\n{log.read_text()[-2000:]}", file=sys.stderr)
+        raise
     finally:
         process.send_signal(signal.SIGTERM)
         try:
