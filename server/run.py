@@ -2,14 +2,17 @@
 
 Owns the event loop, the end of it and the exit code; `app.py` owns what is served. A stop that was
 asked for takes no new requests and lets the running ones finish; those that take too long end with
-an error event, and the exit code is 0 all the same. A second SIGTERM changes nothing.
+an error event, and the exit code is 0 all the same. A second SIGTERM changes nothing; a second
+Ctrl-C ends them now, and a third one waits for nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
 import socket
+from types import FrameType
 
 import structlog
 import uvicorn
@@ -42,10 +45,22 @@ class DrainingServer(uvicorn.Server):
         )
         self._drain_seconds = settings.drain_seconds
         self._supervisor = app.state.supervisor
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGINT and self.should_exit and not self._is_hurried:
+            # uvicorn would go without stopping the engine and without noting used tokens.
+            self._is_hurried = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._supervisor.end)
+            return
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        ending = loop.call_later(self._drain_seconds, self._supervisor.end)
+        self._loop = loop = asyncio.get_running_loop()
+        drain = 0 if self._is_hurried else self._drain_seconds
+        ending = loop.call_later(drain, self._supervisor.end)
         try:
             await super().shutdown(sockets)
         finally:
@@ -74,6 +89,9 @@ def serve_until_stopped(
         server.run(sockets=[listening])
     finally:
         registry.close()
+        for engine in multiprocessing.active_children():
+            # Its start was cut off before anybody held it; the interpreter would wait for it.
+            engine.kill()
     if failures:
         structlog.get_logger(__name__).error("stopped", reason=str(failures[0]).splitlines()[0])
     return 1 if failures else 0

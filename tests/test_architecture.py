@@ -46,6 +46,7 @@ def test_only_these_know_vllm() -> None:
     assert {str(f.relative_to(ROOT)) for f in files if "vllm" in imported(f)} == {
         "server/engine/vllm.py",
         "server/engine/options.py",
+        "server/engine/requests.py",
         "server/engine/cpu_lora.py",
         "server/engine/cpu_punica.py",
         "server/engine/sequences.py",

@@ -7,14 +7,15 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
-from server.engine.vllm import ChatCompletionRequest, ChatCompletionResponse
+from server.engine.requests import ChatBody
+from server.engine.vllm import ChatCompletionResponse
 
 router = APIRouter(tags=["inference"])
 
 
 @router.post("/v1/chat/completions", responses=answers(ChatCompletionResponse))
 async def create_chat_completion(
-    request: ChatCompletionRequest,
+    request: ChatBody,
     raw_request: Request,
     asked: AskedDep,
 ) -> Response:

@@ -7,14 +7,15 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
-from server.engine.vllm import CompletionRequest, CompletionResponse
+from server.engine.requests import CompletionBody
+from server.engine.vllm import CompletionResponse
 
 router = APIRouter(tags=["inference"])
 
 
 @router.post("/v1/completions", responses=answers(CompletionResponse))
 async def create_completion(
-    request: CompletionRequest,
+    request: CompletionBody,
     raw_request: Request,
     asked: AskedDep,
 ) -> Response:

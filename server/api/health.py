@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.api.bodies import HealthBody
 from server.dependencies import LiveDep, MetricsDep, ScraperDep
 
 router = APIRouter(tags=["health"])
+
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
 @router.get("/health/live", response_model=HealthBody, response_model_exclude_none=True)
@@ -24,7 +27,7 @@ async def ready(live: LiveDep) -> dict[str, str]:
     return {"status": "ready", "model": live.engine.base_name}
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=Response, responses={200: TEXT})
 async def prometheus(scraper: ScraperDep, metrics: MetricsDep) -> Response:
     """Prometheus text, vLLM's own metrics among it; for an admin key, or the metrics' own."""
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -7,19 +7,15 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
-from server.engine.vllm import (
-    AnthropicCountTokensRequest,
-    AnthropicCountTokensResponse,
-    AnthropicMessagesRequest,
-    AnthropicMessagesResponse,
-)
+from server.engine.requests import CountBody, MessagesBody
+from server.engine.vllm import AnthropicCountTokensResponse, AnthropicMessagesResponse
 
 router = APIRouter(tags=["inference"])
 
 
 @router.post("/v1/messages", responses=answers(AnthropicMessagesResponse))
 async def create_message(
-    request: AnthropicMessagesRequest,
+    request: MessagesBody,
     raw_request: Request,
     asked: AskedDep,
 ) -> Response:
@@ -33,7 +29,7 @@ async def create_message(
 
 @router.post("/v1/messages/count_tokens", responses={200: {"model": AnthropicCountTokensResponse}})
 async def count_tokens(
-    request: AnthropicCountTokensRequest,
+    request: CountBody,
     raw_request: Request,
     asked: AskedDep,
 ) -> Response:

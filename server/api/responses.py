@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
+from server.engine.requests import ResponsesBody
 from server.engine.vllm import ResponsesRequest, ResponsesResponse
 from server.errors import BadRequest
 
@@ -19,7 +20,7 @@ router = APIRouter(tags=["inference"])
 
 @router.post("/v1/responses", responses=answers(ResponsesResponse))
 async def create_response(
-    request: ResponsesRequest,
+    request: ResponsesBody,
     raw_request: Request,
     asked: AskedDep,
 ) -> Response:

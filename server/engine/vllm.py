@@ -50,10 +50,10 @@ from vllm.utils import func_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine import sequences, warm
+from server.engine import requests, sequences, warm
 from server.engine.events import in_our_shape
 from server.engine.options import parse_options
-from server.errors import EngineRefusal, EngineUnavailable, ServerError
+from server.errors import BadRequest, EngineRefusal, EngineUnavailable, ServerError
 from server.meter import CLIENT_CLOSED, current
 from server.settings import Settings
 
@@ -94,6 +94,7 @@ STAGING_POLLS = (0.002, 0.05)
 WATCH_SECONDS = 0.5
 """Between two looks whether the engine that is to answer is still alive."""
 CANARY_TOKENS, CANARY_TEMPERATURE = 4, 0.3
+NO_PROMPT = "no prompt can be made of this: look at the types in its messages, input and tools"
 STOPPED = "the engine has stopped; it will be back, try again"
 
 
@@ -296,6 +297,9 @@ class Engine:
         except EngineDeadError as error:
             raise EngineUnavailable(STOPPED) from error
         except Exception as error:
+            if requests.makes_no_prompt(error):
+                log.info("no_prompt", exc_info=error)
+                raise BadRequest(NO_PROMPT) from error
             answer = create_error_response(error).error
             if answer.code >= 500:
                 log.error("engine_error", exc_info=error)

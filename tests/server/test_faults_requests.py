@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import httpx
 import pytest
 
 from raw_http import answer, connected, head, is_closed
@@ -86,6 +87,12 @@ def test_a_body_that_is_no_request(served: Served, connection: socket.socket, bo
         {"messages": [{"role": "user", "content": "\x00"}]},
         {"model": "pirate\r\nX-Evil: 1"},
         {"vllm_xargs": {"a": "b"}, "unknown": {"field": [1]}},
+        {"messages": None},
+        {"messages": True},
+        {"messages": [None]},
+        {"messages": [{"role": "user", "content": [7]}]},
+        {"messages": [{"role": "user", "content": [["text"]]}]},
+        {"tools": 7, "tool_choice": "required"},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -98,6 +105,38 @@ def test_values_that_make_no_sense_are_the_clients_fault(
     assert "x-evil" not in headers
     if status != 200:
         code_of(text)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": "x", "tools": True},
+        {"input": [{"type": "message", "id": "m", "role": "assistant", "status": "completed"}]},
+        {"input": [{"role": "user", "content": [7]}]},
+        {
+            "input": [
+                {
+                    "type": "message",
+                    "id": "m",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [],
+                }
+            ]
+        },
+    ],
+    ids=["tools", "no content", "a number", "empty content"],
+)
+def test_responses_that_make_no_sense_are_the_clients_fault(
+    served: Served, body: dict[str, Any]
+) -> None:
+    answered = httpx.post(
+        f"{served.server.url}/v1/responses",
+        headers={"Authorization": f"Bearer {served.keys['pirate']}"},
+        json=body,
+        timeout=60,
+    )
+    refused(answered, 400, "invalid_request")
 
 
 def test_unknown_fields_are_no_error(served: Served) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,18 +19,48 @@ from processes import interruptible, members
 from serving import free_port
 
 SECONDS = 60
+START_SECONDS = 180
+SMALL = {"BAPO_KV_CACHE_MEBIBYTES": "64", "BAPO_MAX_LORAS": "2"}
 
 
-def start(data: Path, port: int) -> subprocess.Popen[str]:
+@contextmanager
+def started(data: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """A server in a session of its own, killed afterwards if it is still there."""
+    process = start(data, port, **settings)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=SECONDS)
+
+
+def start(data: Path, port: int, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "bapo", "serve", "--port", str(port), "--data-dir", str(data)],
-        env={**os.environ, "BAPO_ADMIN_KEY": "k"},
+        env={**os.environ, "BAPO_ADMIN_KEY": "k", **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
         preexec_fn=interruptible,
     )
+
+
+# A server in which something fails between the engine's start and the moment somebody holds it, as
+# a log that nobody reads any more did once.
+CUT_OFF = """
+import sys
+import bapo
+from server.supervisor import Supervisor
+
+async def cut_off(self):
+    self.lost = await self._start()
+    raise BrokenPipeError("the log is gone")
+
+Supervisor._begin = cut_off
+sys.argv = ["bapo", "serve", *sys.argv[1:]]
+bapo.main()
+"""
 
 
 def ready(port: int) -> bool:
@@ -58,15 +91,69 @@ def test_ctrl_c_while_starting_is_quiet(tmp_path: Path, seconds: int) -> None:
     assert nothing_left(process.pid)
 
 
-def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
-    port = free_port(0)
-    process = start(tmp_path, port)
-    deadline = time.monotonic() + SECONDS
+def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
     while not ready(port):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_second_ctrl_c_ends_answers_in_words(tmp_path: Path) -> None:
+    """Where the first would have let them finish for five minutes."""
+    port = free_port(0)
+    with started(tmp_path, port, BAPO_DRAIN_SECONDS="300", **SMALL) as process:
+        wait_until_ready(process, port)
+        with httpx.stream(
+            "POST",
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            headers={"Authorization": "Bearer k"},
+            json={
+                "messages": [{"role": "user", "content": "What is the capital of Norway?"}],
+                "stream": True,
+                "ignore_eos": True,
+                "max_tokens": 400,
+                "n": 8,
+            },
+            timeout=SECONDS,
+        ) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            while ready(port):  # until it takes nothing new: the first one has been heard
+                pass
+            process.send_signal(signal.SIGINT)
+            last = [*lines][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_unavailable"
+        output, _ = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, output
+        assert nothing_left(process.pid)
+
+
+def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
+    port = free_port(0)
+    process = start(tmp_path, port)
+    wait_until_ready(process, port)
     assert len(members(process.pid)) > 1
     process.kill()
     process.communicate(timeout=SECONDS)
+    assert nothing_left(process.pid)
+
+
+def test_an_engine_that_nobody_holds_ends_with_the_server(tmp_path: Path) -> None:
+    where = ["--port", "0", "--data-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", CUT_OFF, *where],
+        env={**os.environ, **SMALL, "BAPO_ADMIN_KEY": "k"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=START_SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "the log is gone" in output
     assert nothing_left(process.pid)
