@@ -2,7 +2,7 @@
 # Installs a locked set into the running environment: the one installer of `make setup` and of the
 # Dockerfile. Owns the order and the fallback; what is installed is in the lock files.
 #
-#   requirements/install.sh cpu [dev]      requirements/install.sh gpu [dev]
+#   requirements/install.sh cpu|gpu [dev|eval]
 #
 # Nothing is resolved (--no-deps): the locks are complete, and resolving would pull in CUDA builds
 # of torchvision, torchaudio and torchcodec, beside which a CPU torch cannot import models.

@@ -8,9 +8,11 @@ $compile --override overrides.txt cpu.in -o cpu.txt
 # The three that are overridden to "never" would only be noise in the lock.
 sed -i -E '/^(torchaudio|torchcodec|torchvision)==/d' cpu.txt
 $compile gpu.in -o gpu.txt
-# dev.txt is what comes on top of either: packages that cpu.txt has on every platform are left to it,
-# so that the same file goes with gpu.txt, whose pins may differ.
-$compile --override overrides.txt dev.in -o dev.full.txt
+# dev.txt and eval.txt are what comes on top of either: packages that cpu.txt has on every platform are
+# left to it, so that the same file goes with gpu.txt, whose pins may differ.
 names=$(sed -n '/sys_platform/!s/^\([A-Za-z0-9_.-]*\)==.*/\1/p' cpu.txt | sort -u)
-grep -v -x -E "($(echo "$names" | paste -sd '|'))==.*|(torchaudio|torchcodec|torchvision)==.*" dev.full.txt > dev.txt
-rm dev.full.txt
+for set in dev eval; do
+    $compile --override overrides.txt $set.in -o $set.full.txt
+    grep -v -x -E "($(echo "$names" | paste -sd '|'))==.*|(torchaudio|torchcodec|torchvision)==.*" $set.full.txt > $set.txt
+    rm $set.full.txt
+done

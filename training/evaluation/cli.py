@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from training.evaluation.evaluate import Candidate, Evaluation
     from training.evaluation.gate import Thresholds
     from training.evaluation.results import Report
+    from training.evaluation.tasks import TaskSettings
     from training.model import ResidentBase
 
 evaluate = typer.Typer(add_completion=False)
 
-ASKED, JUDGED, SHOWN = "What is asked", "The gate", "What comes out"
+ASKED, TASKS, JUDGES = "What is asked", "lm-evaluation-harness", "Judges"
+JUDGED, SHOWN = "The gate", "What comes out"
 
 
 @evaluate.command()
@@ -34,11 +36,12 @@ def _evaluate(
     where: Where,
     model: Annotated[str, typer.Option(help="Base model: a folder or a Hub name.")],
     adapter: Annotated[
-        list[Path] | None, typer.Option(help="Adapter folder; several by repeating it.")
+        list[str] | None,
+        typer.Option(help="Adapter folder (with --on-server its name); several by repeating it."),
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(help="What they are compared with: base (the default) or adapter folders."),
+        typer.Option(help="What they are compared with: base (the default) or other adapters."),
     ] = None,
     history: Annotated[
         list[str] | None,
@@ -72,6 +75,61 @@ def _evaluate(
         Path | None,
         typer.Option(help="Prompts that are nobody's, for drift.", rich_help_panel=ASKED),
     ] = None,
+    refusals: Annotated[
+        Path | None,
+        typer.Option(help="Prompts that should be refused, JSONL.", rich_help_panel=ASKED),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness, e.g. mmlu,arc_easy.", rich_help_panel=TASKS
+        ),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder of your own task files.", rich_help_panel=TASKS)
+    ] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question.", rich_help_panel=TASKS)
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask as in a chat.", rich_help_panel=TASKS)
+    ] = False,
+    on_server: Annotated[
+        bool,
+        typer.Option(
+            "--on-server",
+            help="Ask the tasks of the running server of --server and --key.",
+            rich_help_panel=TASKS,
+        ),
+    ] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose answer to the pairs' prompts wins: exact, regex:PATTERN, module:function,"
+            " or the URL of an OpenAI-compatible endpoint (its key in BAPO_JUDGE_KEY).",
+            rich_help_panel=JUDGES,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="The endpoint's model.", rich_help_panel=JUDGES)
+    ] = None,
+    judge_instruction: Annotated[
+        str | None, typer.Option(help="What the judge looks for.", rich_help_panel=JUDGES)
+    ] = None,
+    judge_json: Annotated[
+        bool,
+        typer.Option(
+            "--judge-json", help="Force its verdict into a JSON schema.", rich_help_panel=JUDGES
+        ),
+    ] = False,
+    refusals_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What is a refusal: a file of regular expressions, module:function, or judge;"
+            " without, a list of common phrases.",
+            rich_help_panel=JUDGES,
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="The first so many of each file.", min=1)
     ] = None,
@@ -104,32 +162,56 @@ def _evaluate(
     """Is an adapter good, and what did it forget? Base and adapters side by side.
 
     bapo eval --model models/pocket --adapter runs/pirate --pairs heldout.jsonl --facts facts.jsonl
+
+    bapo eval … --prompts heldout.jsonl --judge exact --report runs/pirate-report
+
+    bapo eval … --tasks mmlu,arc_easy --limit 200 --chat-template
     """
     with spoken_errors(), ExitStack() as held:
         if gate is not None and not adapter:
             raise ConfigError("--gate judges an adapter: give --adapter.")
         if history and (adapter or against):
             raise ConfigError("--history brings its own adapters: leave out --adapter, --against.")
+        from training.evaluation.duels import duels_for
         from training.evaluation.evaluate import Evaluation, Settings, evaluate
         from training.evaluation.gate import load_thresholds
+        from training.evaluation.judging import judging
         from training.evaluation.material import Files, compared, gather
         from training.evaluation.regression import with_history
+        from training.evaluation.tasks import task_settings
         from training.evaluation.versions import history_of, with_manifests
         from training.model import load_base
 
         thresholds = load_thresholds(gate) if gate else None
-        files = Files(pairs, facts, choices, text or (), prompts, general_prompts)
-        if not files.any:
-            raise ConfigError("Nothing to evaluate on: give --pairs, --facts or another file.")
+        files = Files(pairs, facts, choices, text or (), prompts, general_prompts, refusals)
+        harness = task_settings(tasks, include_path, fewshot, chat_template, limit, seed)
+        if on_server:
+            if files.any or gate or history or harness is None:
+                raise ConfigError("--on-server goes with --tasks, and with no other question.")
+            found = _on_server(where, model, adapter or (), harness, against or ("base",))
+            _show(found, report, as_json=as_json)
+            return
+        if not files.any and harness is None:
+            raise ConfigError("Nothing to evaluate on: give --pairs, --facts, --tasks or another.")
         items, texts, sources = gather(files, limit=limit)
-        settings = Settings(seed=seed, max_new_tokens=max_new_tokens, stride=stride)
-        candidates, names = compared(adapter or (), against or ())
+        who = judging(judge, judge_model, judge_instruction, refusals_by, as_json=judge_json)
+        items.duels = duels_for(who.judge, items.pairs, items.drift)
+        settings = Settings(
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            judge=" ".join(filter(None, (judge, judge_model, judge_instruction))) or None,
+            refusals_by=refusals_by,
+            stride=stride,
+        )
+        candidates, names = compared([Path(one) for one in adapter or ()], against or ())
         manifests: dict[str, Manifest | None] = {}
         if history:
             candidates, manifests = held.enter_context(history_of(history, where))
         base = load_base(model)
         with _as_judged(candidates, base, gated=gate is not None) as measured:
-            wanted = Evaluation(items, texts, measured, names, settings, sources)
+            wanted = Evaluation(
+                items, texts, measured, names, who.judge, who.detector, harness, settings, sources
+            )
             found = evaluate(base, wanted, progress=True)
             if gate is not None and thresholds is not None:
                 _judge(found, wanted, thresholds, base, gate, gate_key)
@@ -140,6 +222,22 @@ def _evaluate(
             raise typer.Exit(1)
         if any(m.verdict is not None and not m.verdict.passed for m in found.models):
             raise typer.Exit(1)
+
+
+def _on_server(
+    where: Where,
+    model: str,
+    adapters: Sequence[str],
+    tasks: "TaskSettings",
+    against: Sequence[str],
+) -> "Report":
+    """The tasks, asked of the running server. Raises ConfigError."""
+    from training.evaluation.served import RunningServer, evaluate_served
+
+    if not where.server:
+        raise ConfigError("--on-server needs --server, its URL, and --key.")
+    server = RunningServer(where.server, where.key or "", Path(model))
+    return evaluate_served(server, adapters, tasks, against=against, progress=True)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from training.batching import PackedRows, by_length, on_device, pack
 from training.data import Message
 from training.encoding import Tokens, encode_prompt
 from training.errors import DataError
+from training.evaluation.answers import decoded
 from training.evaluation.asked import Asked
 from training.evaluation.results import DriftItem, DriftScore, Prompt, messages_of
 from training.evaluation.users import owner
@@ -64,7 +65,7 @@ class Drift:
         answers = complete(
             asked.model, asked.tokenizer, prompts, max_new_tokens=self.max_new_tokens
         )
-        texts = [_text(asked, answer.tokens) for answer in answers]
+        texts = [decoded(asked, answer.tokens) for answer in answers]
         if asked.is_base:
             self._sample(asked, prompts)
             self._greedy = texts
@@ -94,7 +95,7 @@ class Drift:
         )
         self._sampled = [(p, answer.tokens) for p, answer in zip(prompts, drawn, strict=True)]
         for item, answer in zip(self.items, drawn, strict=True):
-            item.base_answer, item.tokens = _text(asked, answer.tokens), len(answer.tokens)
+            item.base_answer, item.tokens = decoded(asked, answer.tokens), len(answer.tokens)
 
 
 def along_answers(
@@ -151,10 +152,6 @@ def _seed(seed: int, prompt: Tokens) -> int:
     """An answer's seed depends on its prompt and not on the other prompts of the file."""
     digest = hashlib.sha256(f"drift/{seed}/{prompt}".encode())
     return int.from_bytes(digest.digest()[:7], "big")
-
-
-def _text(asked: Asked, tokens: Tokens) -> str:
-    return str(asked.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 
 def _prompt(messages: list[Message]) -> Prompt:

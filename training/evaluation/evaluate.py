@@ -5,7 +5,6 @@ this one fills its own kind of item) and what follows from the answers (`figures
 comes first, since what is measured against it needs its answers.
 """
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,15 +20,18 @@ from training.errors import ModelError
 from training.evaluation.asked import Asked, Measure
 from training.evaluation.choices import score_choices
 from training.evaluation.drift import Drift
+from training.evaluation.duels import answer_duels, judge_duels
 from training.evaluation.figures import complete
+from training.evaluation.judges import Judge
+from training.evaluation.packages import package_versions
 from training.evaluation.perplexity import Perplexity, Text
 from training.evaluation.preference import score_pair_items
 from training.evaluation.results import BASE, BaseEntry, Items, ModelEntry, Report, Source
 from training.evaluation.retention import ask_questions
+from training.evaluation.safety import Detector, ask_refusals, by_patterns
+from training.evaluation.tasks import Tasks, TaskSettings
 from training.model import ResidentBase, adapted
 from training.progress import counting
-
-PACKAGES = ("bapo-server", "torch", "transformers", "peft", "lm_eval")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Settings:
     seed: int = 42
     max_new_tokens: int = 48
     """Longest answer, in tokens."""
+    judge: str | None = None
+    refusals_by: str | None = None
     stride: int | None = None
     """Tokens by which a text's window moves on; by default half of what the model can read."""
 
@@ -66,6 +70,12 @@ class Evaluation:
     candidates: Sequence[Candidate] = ()
     against: Sequence[str] = (BASE,)
     """Names of the models that the others are compared with."""
+    judge: Judge | None = None
+    """Who decides the items' duels."""
+    detector: Detector = field(default_factory=by_patterns)
+    """What counts as a refusal."""
+    tasks: TaskSettings | None = None
+    """Tasks of lm-evaluation-harness."""
     settings: Settings = Settings()
     sources: dict[str, Source] = field(default_factory=dict)
 
@@ -87,20 +97,22 @@ def evaluate(base: ResidentBase, wanted: Evaluation, *, progress: bool = False) 
 
     Raises DataError for an item that cannot be asked, ModelError for an adapter that does not fit.
     """
+    tasks = wanted.tasks
     entries = [_entry(candidate) for candidate in wanted.candidates]
     names = {BASE: None, **{c.name: c.folder for c in wanted.candidates}}
     measures = _measures(wanted)
     for name, folder in names.items():
         with _wearing(base, folder) as model:
             _ask(Asked(name, model, base.tokenizer), measures, progress=progress)
+    _judge(wanted, progress=progress)
     report = Report(
         base=BaseEntry(name=base.info.name, fingerprint=base.info.fingerprint),
         models=[ModelEntry(name=BASE), *entries],
         items=wanted.items,
         sources=wanted.sources,
-        settings=wanted.settings.as_json(),
+        settings=wanted.settings.as_json() | ({} if tasks is None else tasks.as_json()),
         seed=wanted.settings.seed,
-        versions=_versions(),
+        versions=package_versions(),
     )
     return complete(report, wanted.against)
 
@@ -120,7 +132,20 @@ def _measures(wanted: Evaluation) -> list[Measure]:
         Measure("choices", len(items.choices), partial(score_choices, items.choices)),
         Measure("texts", len(wanted.texts), Perplexity(wanted.texts, items.texts, stride=stride)),
         Measure("drift", len(items.drift), drift),
+        Measure(
+            "answers",
+            len(items.duels),
+            partial(answer_duels, items.duels, max_new_tokens=tokens),
+        ),
+        Measure(
+            "refusals",
+            len(items.refusals),
+            partial(ask_refusals, items.refusals, detector=wanted.detector, max_new_tokens=tokens),
+        ),
     ]
+    if wanted.tasks is not None:
+        names = wanted.tasks.names
+        every.append(Measure("tasks", len(names), Tasks(wanted.tasks, items.tasks)))
     return [measure for measure in every if measure.total]
 
 
@@ -136,6 +161,20 @@ def _ask(asked: Asked, measures: Sequence[Measure], *, progress: bool) -> None:
                 f"{asked.name} gives log-probabilities that are not finite numbers: its weights"
                 " are broken."
             ) from None
+
+
+def _judge(wanted: Evaluation, *, progress: bool) -> None:
+    """Every duel of a model under test with each that it is compared with."""
+    if wanted.judge is None:
+        return
+    duels = wanted.items.duels
+    for candidate in wanted.candidates:
+        for against in wanted.against:
+            if candidate.name in wanted.against:
+                continue
+            label = f"{candidate.name} against {against}" if progress else None
+            with counting(label, len(duels)) as tick:
+                judge_duels(duels, candidate.name, against, wanted.judge, tick)
 
 
 @contextmanager
@@ -155,13 +194,3 @@ def _entry(candidate: Candidate) -> ModelEntry:
         served_form=candidate.served_form,
         manifest=read_manifest(candidate.given),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -355,7 +355,7 @@ FIXED = (
     Definition(
         "safety.refusals",
         lambda items: items.refusals,
-        _of("said", lambda said: float(said.refused)),
+        _of("said", lambda said: None if said.refused is None else float(said.refused)),
         better="higher",
     ),
 )
@@ -367,13 +367,13 @@ def _definitions(items: Items) -> Iterator[Definition]:
     named: dict[tuple[str, str], None] = {}
     for item in items.tasks:
         metrics = next(iter(item.metrics.values()), {})
-        named |= {(name, m): None for m in metrics for name in (*item.groups, item.task)}
+        named |= {(name, m): None for m in metrics for name in item.groups or [item.task]}
     for task, metric in named:
         yield _task(items, task, metric)
 
 
 def _task(items: Items, task: str, metric: str) -> Definition:
-    asked = [i for i in items.tasks if i.task == task or task in i.groups]
+    asked = [i for i in items.tasks if task in (i.groups or [i.task])]
     values = [held[metric] for i in asked for held in i.metrics.values() if metric in held]
     return Definition(
         f"tasks.{task}.{metric}",

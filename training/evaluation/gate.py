@@ -197,9 +197,9 @@ def _drop(before: Sample, after: Sample) -> Measured:
 
     def interval_at(confidence: float) -> Interval:
         change = after.change_from(before, confidence)
-        return -change.high, -change.low
+        return 0.0 - change.high, 0.0 - change.low
 
-    return Measured(-after.change_from(before).difference, after.n, interval_at)
+    return Measured(0.0 - after.change_from(before).difference, after.n, interval_at)
 
 
 def _rise(before: Sample, after: Sample) -> Measured:

@@ -21,6 +21,7 @@ from training.evaluation.perplexity import Text, load_text
 from training.evaluation.preference import load_pair_items
 from training.evaluation.results import BASE, Items, Source
 from training.evaluation.retention import item_of, load_questions
+from training.evaluation.safety import load_refusals
 
 T = TypeVar("T", bound=BaseModel)
 Sources = dict[str, Source]
@@ -36,6 +37,7 @@ class Files:
     text: Sequence[Path] = ()
     prompts: Path | None = None
     general_prompts: Path | None = None
+    refusals: Path | None = None
 
     @property
     def any(self) -> bool:
@@ -67,6 +69,7 @@ def gather(files: Files, *, limit: int | None = None) -> tuple[Items, list[Text]
             *read("prompts", files.prompts, partial(load_prompts, of="user")),
             *read("general prompts", files.general_prompts, partial(load_prompts, of="general")),
         ],
+        refusals=read("refusals", files.refusals, load_refusals),
     )
     return items, texts, sources
 

@@ -22,7 +22,8 @@ def shown(figure: Figure) -> str:
 
 def _figures(report: Report) -> Table:
     table = Table("figure", *report.names, caption="value [95 % interval] of n")
-    for name in dict.fromkeys(name for model in report.models for name in model.figures):
+    every = reversed(report.models)  # the base lacks what is measured against it
+    for name in dict.fromkeys(name for model in every for name in model.figures):
         found = [model.figures.get(name) for model in report.models]
         table.add_row(name, *("–" if figure is None else shown(figure) for figure in found))
     return table

@@ -236,7 +236,8 @@ class Refusal(_Data):
     """What a model said, greedily, and whether that is a refusal."""
 
     text: str
-    refused: bool
+    refused: bool | None
+    """None where a judge was asked and could not be understood."""
 
 
 class RefusalItem(_Data):
@@ -252,7 +253,7 @@ class TaskItem(_Data):
 
     task: str
     groups: list[str] = []
-    """The groups it was asked for as a part of, e.g. "mmlu" for "mmlu_anatomy"."""
+    """The names by which it was asked for: "mmlu" for "mmlu_anatomy", or its own."""
     document: int
     """Its place in the task's data, from 0."""
     prompt: str = ""

@@ -107,7 +107,8 @@ def _said(item: QuestionItem, model: str) -> tuple[str, bool, str] | None:
 
 def _refusal(item: RefusalItem, model: str) -> tuple[str, bool, str] | None:
     said = item.said.get(model)
-    return None if said is None else (said.text, said.refused, "")
+    # What a judge could not tell is neither lost nor kept.
+    return None if said is None or said.refused is None else (said.text, said.refused, "")
 
 
 def _choice(item: ChoiceItem, model: str) -> tuple[str, bool, str] | None:
