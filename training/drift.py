@@ -22,9 +22,9 @@ from training.batching import by_length, collate, on_device
 from training.config import BAPOConfig
 from training.encoding import EncodedPair
 from training.errors import DriftedError
-from training.logprobs import causal_lm, evaluating, sequence_logprobs_and_kl
-from training.model import ResidentBase
-from training.trainer import BASE, step_of, whole_checkpoints
+from training.logprobs import causal_lm, evaluating, predictor_states, token_divergence
+from training.model import ResidentBase, reference
+from training.trainer import step_of, whole_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,15 @@ def drift(model: nn.Module, answers: Sequence[EncodedPair], *, bf16: bool = Fals
     The reference is `model` without its adapter. `bf16` computes as a training step does.
     """
     network = causal_lm(model)
+    head = network.get_output_embeddings()
     nats, tokens = 0.0, 0
     with evaluating(network), torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
         for indices in by_length([len(answer) for answer in answers], ANSWERS_AT_ONCE):
             rows = on_device(collate([answers[index] for index in indices]), network.device)
-            nats += sequence_logprobs_and_kl(model, rows, first=BASE)[1].sum().item()
-            tokens += int(rows["lengths"].sum())
+            with reference(model):
+                theirs = predictor_states(model, rows)  # (N, H)
+            nats += token_divergence(predictor_states(model, rows), theirs, head).sum().item()
+            tokens += len(theirs)
     return nats / tokens
 
 
@@ -96,7 +99,8 @@ class DriftWatch(TrainerCallback):  # type: ignore[misc]
         if args.drift_limit is not None and not self.last <= args.drift_limit:
             raise self._drifted(args, state, self.last)
         self._seen_good = step
-        if args.drift_warn is not None and self.last > args.drift_warn and not self._warned:
+        too_far = args.drift_warn is not None and self.last > args.drift_warn
+        if too_far and not self._warned and state.is_world_process_zero:
             self._warned = True
             logger.warning(
                 "%s: at step %d the drift from the base is %.3g nats a token, above drift_warn"

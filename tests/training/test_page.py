@@ -128,6 +128,13 @@ def test_strangers_texts_stay_texts(report: Report) -> None:
     assert "url(" not in re.sub(r"url\(#\w+\)", "", page)
 
 
+def test_pictures_do_not_clash_in_one_page(report: Report) -> None:
+    page = render(report)
+    names = re.findall(r'\bid="([^"]+)"', page)
+    assert len(set(names)) == len(names) > 0
+    assert set(re.findall(r'(?:href="#|url\(#)([\w-]+)', page)) <= set(names)
+
+
 def test_what_was_lost_and_gained_is_counted_and_shown_side_by_side(report: Report) -> None:
     questions, pairs = fates(report, NAMES[1], "base")
     assert questions.counts == {"lost": 1, "gained": 0, "retained": 35, "wrong in both": 4}

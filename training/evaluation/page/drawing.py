@@ -78,7 +78,7 @@ def as_svg(canvas: Canvas, salt: str) -> str:
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="\w+_\d+"', "", svg)
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
     size = re.search(r'<svg[^>]*? width="([\d.]+)pt"', svg)
