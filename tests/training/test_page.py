@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.sync_api import Browser
 
+from adapters.artifact import HISTORY_FILE
 from training.evaluation.figures import complete
 from training.evaluation.page import render, write_page
-from training.evaluation.page.curves import HISTORY_FILE, read_history
+from training.evaluation.page.curves import read_history
 from training.evaluation.page.examples import fates
 from training.evaluation.page.pareto import frontier, points_of
 from training.evaluation.page.words import compare_words
@@ -169,10 +170,12 @@ def test_the_frontier_is_what_nobody_beats_in_both(report: Report) -> None:
 
 def test_a_history_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / HISTORY_FILE
-    for content in ("", "[]", '{"steps": 3}', '{"steps": [{"loss": 1}]}', '{"steps": [7]}'):
+    huge, deep = f'{{"steps": [{{"step": 1{"0" * 400}}}]}}', "[" * 10**6
+    lines = ("", "[]", '{"steps": 3}', '{"steps": [{"loss": 1}]}', '{"steps": [7]}', huge, deep)
+    for content in (*lines, '{"steps": [{"step": NaN}]}'):
         file.write_text(content)
         assert read_history("a", tmp_path) is None
-    file.write_text('{"steps": [{"step": 1, "loss": 0.5, "note": "x"}]}')
+    file.write_text('{"steps": [{"step": 1, "loss": 0.5, "note": "x", "lr": Infinity}]}')
     found = read_history("a", tmp_path)
     assert found is not None
     assert found.steps == [{"step": 1.0, "loss": 0.5}]

@@ -7,6 +7,7 @@ not readable is left out: an adapter made elsewhere has none.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
+from adapters.artifact import HISTORY_FILE
 from training.drift import DRIFT
 from training.evaluation.page.drawing import (
     INK,
@@ -27,7 +29,6 @@ from training.evaluation.page.drawing import (
     short,
 )
 
-HISTORY_FILE = "training_history.json"
 LARGEST = 64 * 2**20
 """Bytes; a larger file is no history of a training."""
 MARKED = 8
@@ -76,7 +77,7 @@ def read_history(name: str, folder: Path) -> History | None:
             return None
         content = json.loads(file.read_text(encoding="utf-8"))
         parts = [_lines(content, part) for part in ("steps", "evaluations", "drift")]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return History(name, *parts) if parts[0] else None
 
@@ -160,9 +161,9 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
 
 
 def _lines(content: Any, part: str) -> list[Line]:
-    """The lines of one part, their numbers and nothing else."""
+    """The lines of one part, their finite numbers and nothing else."""
     found = [
-        {name: float(v) for name, v in line.items() if isinstance(v, int | float)}
+        {n: float(v) for n, v in line.items() if isinstance(v, int | float) and isfinite(v)}
         for line in content.get(part, [])
     ]
     return [line for line in found if "step" in line]
