@@ -63,7 +63,7 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     anchor_max_new_tokens: int = setting(128, "A base answer is cut after so many tokens.")
     anchor_batch_size: int = setting(64, "Prompts answered together by the base model.")
     anchor_cache: str | None = setting(None, "JSONL file of base answers; default: user cache.")
-    drift_steps: int = setting(10, "Steps between two looks at the drift from the base; 0: none.")
+    drift_steps: int = setting(20, "Steps between two looks at the drift from the base; 0: none.")
     drift_prompts: int = setting(32, "Prompts whose base answers are looked at for drift.")
     drift_warn: float | None = setting(1.0, "Drift (KL, nats a token) above which a run warns.")
     drift_limit: float | None = setting(None, "Drift (KL, nats a token) above which a run stops.")
