@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str, str]] = {
     "groups": ("adapters.accounts_cli", "groups_app", "Groups of users, to grant adapters to."),
     "quotas": ("adapters.accounts_cli", "quotas_app", "How much an owner may keep."),
     "experiments": ("adapters.experiments_cli", "experiments_app", "A/B: who gets what."),
+    "feedback": ("adapters.feedback_cli", "feedback_app", "Who agreed to it; preference pairs."),
     "keys": ("adapters.accounts_cli", "keys_app", "Create and revoke API keys."),
     "db": ("adapters.cli", "db_app", "Bring the registry's database up to date."),
     "version": ("bapo", "version", "Show the versions that matter."),

@@ -44,6 +44,11 @@ class LocalExperiments:
         found = self._registry.experiments.conclude(experiment_id, winner, actor=self._actor)
         return experiment_body(found)
 
+    def experiment_results(self, experiment_id: str) -> dict[str, Any]:
+        from adapters.results import results_of  # a second of statistics, for this verb only
+
+        return results_of(self._registry.engine, experiment_id)
+
     def delete_experiment(self, experiment_id: str) -> None:
         self._registry.experiments.delete(experiment_id, actor=self._actor)
 
@@ -85,6 +90,9 @@ class RemoteExperiments:
     def conclude_experiment(self, experiment_id: str, winner: str | None) -> Any:
         path = f"/admin/experiments/{experiment_id}/conclude"
         return self._call("POST", path, json={"winner": winner})
+
+    def experiment_results(self, experiment_id: str) -> Any:
+        return self._call("GET", f"/admin/experiments/{experiment_id}/results")
 
     def delete_experiment(self, experiment_id: str) -> None:
         self._call("DELETE", f"/admin/experiments/{experiment_id}")

@@ -123,6 +123,23 @@ def conclude(
         _show(registry.conclude_experiment(experiment, winner), as_json=as_json)
 
 
+@experiments_app.command("results")
+@located
+def results(experiment: Experiment, where: Where, as_json: AsJson = False) -> None:
+    """How often each arm's answers were liked, and each arm against the first.
+
+    An arm's win rate is of its answers. Arms are compared by their users: each one's own win rate,
+    all users alike (Welch's test; p by Holm where there are several). Intervals are of 95 %.
+    """
+    with where.registry() as registry:
+        found = registry.experiment_results(experiment)
+    if as_json:
+        show(found, as_json=True)
+        return
+    show_rows([_arm_in_words(arm) for arm in found["arms"]], as_json=False)
+    show_rows([_comparison_in_words(one) for one in found["comparisons"]], as_json=False)
+
+
 @experiments_app.command("delete")
 @located
 def delete(experiment: Experiment, where: Where) -> None:
@@ -133,6 +150,36 @@ def delete(experiment: Experiment, where: Where) -> None:
 
 def _show(experiment: Mapping[str, Any], *, as_json: bool) -> None:
     show(experiment if as_json else _in_words(experiment), as_json=as_json)
+
+
+def _arm_in_words(arm: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "arm": arm["name"],
+        "adapter": arm["adapter"],
+        "users": arm["users"],
+        "liked": f"{arm['liked']} of {arm['rated']}",
+        "win rate": _figure(arm["win_rate"]),
+        "raters": arm["raters"],
+        "win rate by user": _figure(arm["by_user"]),
+    }
+
+
+def _comparison_in_words(found: Mapping[str, Any]) -> dict[str, Any]:
+    interval = f"[{found['low']:+.1%}, {found['high']:+.1%}]"
+    return {
+        "arm": found["arm"],
+        "against": found["against"],
+        "difference by user": f"{found['difference']:+.1%} {interval}",
+        "p": f"{found['p_value']:.2g}",
+        "p (Holm)": f"{found['p_holm']:.2g}",
+        "raters": found["raters"],
+    }
+
+
+def _figure(figure: Mapping[str, Any]) -> str | None:
+    if figure["value"] is None:
+        return None
+    return f"{figure['value']:.1%} [{figure['low']:.1%}, {figure['high']:.1%}]"
 
 
 def _in_words(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from adapters.base import POCKET, describe_base
 from adapters.collection import collect, damaged
 from adapters.db import now
 from adapters.experiments_calls import LocalExperiments
+from adapters.feedback_calls import LocalFeedback
 from adapters.registry import Registry
 from adapters.shapes import (
     entry_body,
@@ -30,7 +31,7 @@ from adapters.shapes import (
 from adapters.transfer import Transfer, export_registry, import_registry
 
 
-class LocalRegistry(LocalExperiments):
+class LocalRegistry(LocalExperiments, LocalFeedback):
     """`RemoteRegistry`'s methods on an open registry; `actor` is named in the audit log."""
 
     def __init__(self, registry: Registry, actor: str, model: Path = POCKET) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from adapters.audit import log
 from adapters.db import PreferenceRow, RatingRow, reading, writing
+from adapters.names import is_adapter_id
 from adapters.rows import is_user_id
 from adapters.turns import Message, digest_of
 
@@ -44,6 +45,8 @@ def users_with_pairs(
         query = query.where(said.c.user_id == (user_id if is_user_id(user_id) else ""))
     if after is not None and after.isprintable():
         query = query.where(said.c.user_id > after)
+    if adapter is not None and not is_adapter_id(adapter):  # and no database is asked for it
+        return []
     with reading(engine) as session:
         return [(user, _pairs_of(session, user, adapter)) for user in session.scalars(query).all()]
 
@@ -52,7 +55,8 @@ def note_export(engine: Engine, user_id: str | None, adapter: str | None, actor:
     """Who has read what users said is in the audit log; what he read is not."""
     with writing(engine) as session:
         subject = user_id if user_id is not None and is_user_id(user_id) else "*"
-        log(session, actor, "feedback.export", subject, adapter=adapter and adapter[:127])
+        of = adapter if adapter is not None and is_adapter_id(adapter) else None
+        log(session, actor, "feedback.export", subject, adapter=of)
 
 
 def _pairs_of(session: Session, user_id: str, adapter: str | None) -> list[Pair]:

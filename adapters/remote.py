@@ -14,12 +14,13 @@ from adapters.artifact import ADAPTER_FILES, SERVED_FILES
 from adapters.carriage import Arrival, sent_folder
 from adapters.errors import AdapterError, InvalidAdapter
 from adapters.experiments_calls import RemoteExperiments
+from adapters.feedback_calls import RemoteFeedback
 from adapters.transfer import Transfer, check_export, new_export
 
 UPLOAD_SECONDS = 600
 
 
-class RemoteRegistry(RemoteExperiments):
+class RemoteRegistry(RemoteExperiments, RemoteFeedback):
     """A server at `url`, spoken to with an admin key. Every call raises AdapterError."""
 
     def __init__(self, url: str, key: str) -> None:

@@ -11,6 +11,8 @@ second): import it where a result is asked for, not where a server starts.
     same items, right or wrong    paired_rates              Bonett-Price interval, exact McNemar
     same items, any figure        paired_means              paired bootstrap, resampled by user
     other items, right or wrong   two_rates                 Newcombe's interval, score test
+    a share of each user          mean_share                Student's interval
+    shares of other users         two_mean_shares           Welch's interval and test
     several p-values              holm                      Holm's step-down
 """
 
@@ -29,6 +31,7 @@ from statsmodels.stats.proportion import (
     proportion_confint,
     test_proportions_2indep,
 )
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 Interval = tuple[float, float]
 Figures = NDArray[np.float64]
@@ -197,13 +200,52 @@ def two_rates(
         *counts, method="newcomb", compare="diff", alpha=1 - confidence
     )
     hits = after.hits + before.hits
-    # Where all cases are equal there is nothing to test.
-    p_value = (
-        1.0
-        if hits in (0, n)
-        else float(test_proportions_2indep(*counts, method="score", compare="diff").pvalue)
-    )
-    return Comparison(difference, float(low), float(high), p_value, n)
+    if hits in (0, n):  # where all cases are equal there is nothing to test
+        return Comparison(difference, float(low), float(high), 1.0, n)
+    # The test is the same both ways, but statsmodels divides by the second rate, to tell a ratio.
+    first, second = (after, before) if before.hits else (before, after)
+    p_value = test_proportions_2indep(
+        first.hits, first.n, second.hits, second.n, method="score", compare="diff"
+    ).pvalue
+    return Comparison(difference, float(low), float(high), float(p_value), n)
+
+
+def mean_share(shares: Sequence[float], *, confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of figures in [0, 1], one of each user, and Student's interval within [0, 1].
+
+    Where all figures are equal nothing is known of their spread: then users count as right or
+    wrong, which no figures of that mean could vary more than, and the interval is Wilson's.
+    """
+    n = len(shares)
+    if not n:
+        return Estimate(0.0, 0.0, 1.0, 0)
+    mean = float(np.mean(shares))
+    if _all_equal(shares):
+        low, high = Proportion(mean * n, n).interval_at(confidence)
+    else:
+        low, high = DescrStatsW(shares).tconfint_mean(alpha=1 - confidence)
+    return Estimate(mean, max(0.0, float(low)), min(1.0, float(high)), n)
+
+
+def two_mean_shares(
+    before: Sequence[float], after: Sequence[float], *, confidence: float = CONFIDENCE
+) -> Comparison:
+    """Figures in [0, 1], one of each user, of other users before than after: Welch's test (1947).
+
+    Where within each group all are equal, users count as right or wrong (`two_rates`), which is
+    careful; a group of one or none tells nothing. `n` counts users.
+    """
+    n = len(before) + len(after)
+    if min(len(before), len(after)) < 2:
+        difference = float(np.mean(after) - np.mean(before)) if before and after else 0.0
+        return Comparison(difference, -1.0, 1.0, 1.0, n)
+    if _all_equal(before) and _all_equal(after):
+        return two_rates(Proportion.of(before), Proportion.of(after), confidence=confidence)
+    groups = CompareMeans(DescrStatsW(after), DescrStatsW(before))
+    low, high = groups.tconfint_diff(alpha=1 - confidence, usevar="unequal")
+    p_value = groups.ttest_ind(usevar="unequal")[1]
+    difference = float(np.mean(after) - np.mean(before))
+    return Comparison(difference, max(-1.0, float(low)), min(1.0, float(high)), float(p_value), n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -211,6 +253,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     if not p_values:
         return []
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+def _all_equal(figures: Sequence[float]) -> bool:
+    """Up to what is lost in dividing."""
+    return max(figures) - min(figures) < 1e-9
 
 
 def _same_items(before: Sequence[object], after: Sequence[object]) -> None:

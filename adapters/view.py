@@ -194,6 +194,11 @@ class RegistryView:
         user = self._snapshot.users.get(user_id)
         return user is not None and user.feedback
 
+    def may_rate(self, user_id: str) -> bool:
+        """Whether the user's answers may be kept at all: he has agreed, or is in an experiment."""
+        user = self._snapshot.users.get(user_id)
+        return user is not None and (user.feedback or user.experiment is not None)
+
     def usable(self, *, user_id: str | None, is_admin: bool = False) -> Sequence[AdapterVersion]:
         """The active version of every adapter this caller may use, by name."""
         return self._snapshot.usable(user_id, is_admin)

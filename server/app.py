@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 
 import structlog
 from fastapi import FastAPI
@@ -25,6 +26,7 @@ from server.api import (
     admin_adapters,
     admin_engine,
     admin_experiments,
+    admin_feedback,
     admin_groups,
     admin_limits,
     admin_registry,
@@ -32,6 +34,7 @@ from server.api import (
     admin_users,
     chat,
     completions,
+    feedback,
     health,
     lora,
     messages,
@@ -44,6 +47,7 @@ from server.budgets import Budgets
 from server.canary import Canary
 from server.engine.vllm import REFUSED_BODY, STEERING_HEADERS
 from server.freshness import RefreshAfterWrites
+from server.keeping import Keeping
 from server.limiting import Limiting, Limits
 from server.limits import BodyLimit, DropHeaders, HeadLimit
 from server.live import Live, follow_retirements, health_of, listen_to_the_canary, start_live
@@ -65,7 +69,9 @@ ROUTES = (
     messages,
     models,
     lora,
+    feedback,
     admin_adapters,
+    admin_feedback,
     admin_limits,  # before the users, whose ids in paths may be anything
     admin_users,
     admin_groups,
@@ -108,7 +114,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         asking = listen_to_the_canary(canary, supervisor, settings.canary_seconds)
         following = follow_retirements(view, supervisor, settings.registry_poll_seconds)
-        works = (keep_an_engine(), asking, budgets.run(), following)
+        works = (keep_an_engine(), asking, budgets.run(), keeping.run(), following)
         tasks = [asyncio.create_task(work) for work in works]
         try:
             with view:
@@ -125,6 +131,9 @@ def create_app(
     tracing = tracer_provider(settings.otlp_endpoint) if settings.otlp_endpoint else None
     budgets = Budgets(registry.allowances)
     metrics = Metrics(settings.metrics_adapters, lambda: health_of(supervisor, canary, view, rates))
+
+    lasting = timedelta(days=settings.feedback_days)
+    keeping = Keeping(registry.feedback, view, lasting, metrics)
 
     app = FastAPI(
         title="bapo-server",
@@ -143,6 +152,7 @@ def create_app(
     app.state.canary = canary
     app.state.supervisor = supervisor
     app.state.metrics = metrics
+    app.state.keeping = keeping
     for routes in ROUTES:
         app.include_router(routes.router)
     describe(app)

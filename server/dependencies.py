@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Request, Response
 
 from adapters.accounts import Caller, Role
 from adapters.base import BaseModelInfo
@@ -22,6 +22,7 @@ from server.auth import SCRAPER
 from server.canary import Canary
 from server.engine.vllm import Engine
 from server.errors import EngineUnavailable, NotAllowed
+from server.keeping import Keeping
 from server.live import Live
 from server.metrics import Metrics
 from server.routing import Route, Routes
@@ -85,6 +86,10 @@ async def _base(request: Request) -> BaseModelInfo:
     return cast(BaseModelInfo, request.app.state.base)
 
 
+async def _keeping(request: Request) -> Keeping:
+    return cast(Keeping, request.app.state.keeping)
+
+
 async def _settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
@@ -99,10 +104,18 @@ class Asked:
     engine: Engine
     routes: Routes
     settings: Settings
+    keeping: Keeping
 
     async def route(self, model: str | None) -> Route:
         """See `Routes.route`."""
         return await self.routes.route(self.caller, self.adapter, model)
+
+    async def answered(self, request: Request, route: Route, response: Response) -> Response:
+        """The answer with who gives it in its head; it is kept to be rated, if it is to be."""
+        response.headers.update(route.headers)
+        user_id, held = self.caller.user_id, self.routes.held
+        await self.keeping.watch(request, user_id, route, response, held)
+        return response
 
 
 async def _asked(
@@ -120,12 +133,14 @@ async def _asked(
     settings = cast(Settings, request.app.state.settings)
     async with AsyncExitStack() as held:
         routes = Routes(live.router, held, request.receive)
-        yield Asked(await _caller(request), adapter, live.engine, routes, settings)
+        keeping = cast(Keeping, request.app.state.keeping)
+        yield Asked(await _caller(request), adapter, live.engine, routes, settings, keeping)
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
 AdminDep = Annotated[Caller, Depends(_admin)]
 ScraperDep = Annotated[Caller, Depends(_scraper)]
+KeepingDep = Annotated[Keeping, Depends(_keeping)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 RegistryDep = Annotated[Registry, Depends(_registry)]
 ViewDep = Annotated[RegistryView, Depends(_view)]

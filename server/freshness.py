@@ -1,4 +1,4 @@
-"""An administrator's change is in force when he gets its answer, on the server that he asked.
+"""A change is in force when its answer goes out, on the server that was asked.
 
 Owns the one place where this server's own writes reach its view of the registry. Other servers'
 writes are the view's to find.
@@ -15,6 +15,8 @@ from adapters.errors import StoreError
 from adapters.view import RegistryView
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+OF_USERS = "/v1/feedback/consent"
+"""The one change of the registry that is not only an administrator's to make."""
 
 
 class RefreshAfterWrites:
@@ -31,7 +33,7 @@ class RefreshAfterWrites:
             await send(message)
 
         changes = scope["type"] == "http" and scope["method"] in CHANGING
-        if changes and scope["path"].startswith("/admin/"):
+        if changes and (scope["path"].startswith("/admin/") or scope["path"] == OF_USERS):
             await self.app(scope, receive, sent_when_seen)
         else:
             await self.app(scope, receive, send)

@@ -2,8 +2,8 @@
 
 Owns the ASGI middleware that puts together what holds for a caller (the server's defaults, the
 exceptions that an administrator made for the user), asks `rates.py` and `budgets.py`, counts the
-requests in flight, and charges what was used when a request has ended. Holds for every POST under
-/v1/; admin keys have no limits. Requests in flight are counted by each server for itself.
+requests in flight, and charges what was used when a request has ended. Holds for every POST and PUT
+under /v1/; admin keys have no limits. Requests in flight are counted by each server for itself.
 """
 
 from __future__ import annotations
@@ -135,6 +135,6 @@ class Limiting:
 
 
 def _is_limited(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] != "POST":
+    if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
         return False
     return scope["path"].startswith("/v1/") and scope["state"]["caller"].role is not Role.ADMIN

@@ -76,6 +76,13 @@ class Metrics:
         self._refused = Counter(
             "bapo_limits_refused", "Requests refused by a limit.", ["limit"], registry=self.registry
         )
+        self._kept, self._not_kept = (
+            Counter(f"bapo_{name}", says, registry=self.registry)
+            for name, says in (
+                ("answers_kept", "Answers that were kept to be rated."),
+                ("answers_not_kept", "Requests whose answers should have been kept and were not."),
+            )
+        )
         self.registry.register(_AskedForHealth(health, self._labels))
 
     def __call__(self, meter: Meter) -> None:
@@ -90,6 +97,12 @@ class Metrics:
 
     def refused(self, limit: str) -> None:
         self._refused.labels(limit).inc()
+
+    def kept(self, answers: int) -> None:
+        self._kept.inc(answers)
+
+    def not_kept(self, requests: int) -> None:
+        self._not_kept.inc(requests)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format, vLLM's and Python's own among it."""

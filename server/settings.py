@@ -120,6 +120,12 @@ class Settings(BaseSettings):
         pattern=r"^rediss?://",
         description="where several servers count minutes together, redis://host:port/0",
     )
+    feedback_days: float = Field(
+        30.0,
+        gt=0,
+        le=36_500,
+        description="how long an answer can be rated, and its texts are kept of users who agreed",
+    )
     insecure_no_auth: bool = Field(
         False, description="take every request for an administrator's; on a loopback address only"
     )

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.arms import LARGEST_WEIGHT, Arm
 from adapters.shapes import experiment_body
-from server.api.bodies import EnrolledBody, ExperimentBody, ExperimentDetails, Page
+from server.api.bodies import EnrolledBody, ExperimentBody, ExperimentDetails, Page, ResultsBody
 from server.dependencies import AdminDep, RegistryDep
 from server.pages import After, Limit, page, plus_one
 
@@ -78,6 +78,18 @@ async def get_experiment(
 ) -> dict[str, Any]:
     experiment, users = await run_in_threadpool(registry.experiments.get, experiment_id)
     return {**experiment_body(experiment), "users": users}
+
+
+@router.get("/{experiment_id}/results", response_model=ResultsBody)
+async def get_results(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+    """How often each arm's answers were liked, with intervals, and each arm against the first."""
+
+    def read() -> dict[str, Any]:
+        from adapters.results import results_of  # a second of statistics that no start should pay
+
+        return results_of(registry.engine, experiment_id)
+
+    return await run_in_threadpool(read)
 
 
 @router.put("/{experiment_id}/arms", response_model=ExperimentBody)

@@ -91,6 +91,79 @@ class AssignmentBody(_Answer):
     adapter: str | None = None
 
 
+class ConsentBody(_Answer):
+    user: str
+    keep: bool = Field(description="whether the texts of his answers are kept for a while")
+
+
+class FeedbackBody(_Answer):
+    object: Literal["feedback"] = "feedback"
+    learnable: bool = Field(description="whether its texts are kept, for training to read")
+    completion_id: str | None = None
+    choice: int | None = None
+    rating: Literal["up", "down"] | None = None
+    answered_by: str | None = Field(None, description="`<adapter>@<version>`, or `base`")
+
+
+class TurnBody(_Answer):
+    role: str
+    content: str
+
+
+class PairBody(_Answer):
+    """A preference pair as TRL and `bapo train` read it."""
+
+    prompt: list[TurnBody]
+    chosen: list[TurnBody]
+    rejected: list[TurnBody]
+    user_id: str
+
+
+class UserPairs(_Answer):
+    user: str
+    pairs: list[PairBody]
+
+
+class FigureBody(_Answer):
+    """With its interval; null where there is no case."""
+
+    value: float | None
+    low: float
+    high: float
+
+
+class ArmResults(_Answer):
+    name: str
+    adapter: str
+    users: int = Field(description="who would get it now")
+    raters: int = Field(description="users who have rated an answer of it")
+    rated: int
+    liked: int
+    win_rate: FigureBody = Field(description="liked / rated, Wilson's interval")
+    by_user: FigureBody = Field(description="mean over raters of each one's own win rate")
+
+
+class ComparisonBody(_Answer):
+    """Two arms by their raters' own win rates."""
+
+    arm: str
+    against: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_holm: float = Field(description="as it counts when all of these were looked at")
+    raters: int = Field(description="of both arms")
+
+
+class ResultsBody(_Answer):
+    experiment: str
+    state: str
+    confidence: float
+    arms: list[ArmResults]
+    comparisons: list[ComparisonBody] = Field(description="each arm against the first")
+
+
 class GroupBody(_Answer):
     id: str
     members: list[str]

@@ -23,5 +23,4 @@ async def create_chat_completion(
     route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await asked.engine.chat(request, raw_request)
-    response.headers.update(route.headers)
-    return response
+    return await asked.answered(raw_request, route, response)

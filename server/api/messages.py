@@ -23,8 +23,7 @@ async def create_message(
     route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await asked.engine.message(request, raw_request)
-    response.headers.update(route.headers)
-    return response
+    return await asked.answered(raw_request, route, response)
 
 
 @router.post("/v1/messages/count_tokens", responses={200: {"model": AnthropicCountTokensResponse}})

@@ -29,8 +29,7 @@ async def create_response(
     route = await asked.route(request.model)
     request.model, request.cache_salt = route.model, route.cache_salt
     response = await asked.engine.respond(request, raw_request)
-    response.headers.update(route.headers)
-    return response
+    return await asked.answered(raw_request, route, response)
 
 
 def _refuse_what_would_be_kept(request: ResponsesRequest) -> None:

@@ -14,6 +14,8 @@ from adapters.accounts_cli import groups_app, keys_app, quotas_app, users_app
 from adapters.base import POCKET, BaseModelInfo, describe_base
 from adapters.cli import adapters_app, db_app
 from adapters.experiments_cli import experiments_app
+from adapters.feedback_cli import feedback_app
+from adapters.registry import open_registry
 
 Run = Callable[..., Result]
 
@@ -55,6 +57,47 @@ def test_from_a_folder_to_a_version(run: Run, craft: Callable[..., Path]) -> Non
     assert "2 of 2" in run(adapters_app, "verify").output
     run(adapters_app, "retire", "concise")
     run(adapters_app, "show", "concise", fails=True)
+
+
+def test_feedback(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.jsonl"
+    run(users_app, "create", "alice")
+    run(feedback_app, "agree", "alice")
+    run(feedback_app, "agree", "nobody", fails=True)
+    assert "nothing written" in run(feedback_app, "export", "--out", out).output
+    registry = open_registry(tmp_path / "data")
+    registry.feedback.prefer_text("alice", "Norway?", "Å: Oslo", "Bergen")
+    registry.close()
+    assert run(feedback_app, "export", "--out", out).output.startswith("1 pairs of 1 users")
+    assert json.loads(out.read_text(encoding="utf-8")) == {
+        "prompt": [{"role": "user", "content": "Norway?"}],
+        "chosen": [{"role": "assistant", "content": "Å: Oslo"}],
+        "rejected": [{"role": "assistant", "content": "Bergen"}],
+        "user_id": "alice",
+    }
+    run(feedback_app, "export", "--out", out, fails=True)  # it is there
+    run(feedback_app, "export", "--out", tmp_path / "no" / "x.jsonl", fails=True)
+    for which in (["--user", "bob"], ["--adapter", "base"]):
+        told = run(feedback_app, "export", *which, "--out", tmp_path / "none.jsonl")
+        assert "nothing written" in told.output
+    run(feedback_app, "withdraw", "alice")
+    assert "nothing" in run(feedback_app, "export", "--out", tmp_path / "none.jsonl").output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "pairs.jsonl"]
+
+
+def test_results_of_an_experiment(run: Run, tmp_path: Path) -> None:
+    for user in ("alice", "bob"):
+        run(users_app, "create", user)
+    arms = ("--arm", "control=base", "--arm", "warm=base:2")
+    run(experiments_app, "create", "tone", *arms)
+    run(experiments_app, "enrol", "tone", "--everyone")
+    run(experiments_app, "start", "tone")
+    found = json.loads(run(experiments_app, "results", "tone", "--json").output)
+    assert [(arm["name"], arm["rated"]) for arm in found["arms"]] == [("control", 0), ("warm", 0)]
+    shown = run(experiments_app, "results", "tone").output
+    assert "0 of 0" in shown
+    assert "-100.0%" in shown
+    run(experiments_app, "results", "other", fails=True)
 
 
 def test_users_and_keys(run: Run, craft: Callable[..., Path]) -> None:

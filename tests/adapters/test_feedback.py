@@ -79,6 +79,11 @@ def pairs(registry: Registry, **which: Any) -> list[tuple[str, str]]:
 def test_the_view_knows_who_has_agreed(agreed: Registry) -> None:
     view = RegistryView(agreed)
     assert [view.keeps_answers(user) for user in ("ann", "ben", "nobody")] == [True, False, False]
+    assert [view.may_rate(user) for user in ("ann", "ben", "nobody")] == [True, False, False]
+    agreed.experiments.create("tone", [Arm.of("a", "base"), Arm.of("b", "base")])
+    agreed.experiments.enrol("tone", users=["ben"])
+    view.refresh()
+    assert [view.may_rate(user) for user in ("ann", "ben", "nobody")] == [True, True, False]
     agreed.feedback.set_consent("ann", False)
     agreed.feedback.set_consent("ben", True)
     agreed.feedback.set_consent("ben", True)
@@ -190,7 +195,8 @@ def test_pairs_of_ratings(agreed: Registry) -> None:
     assert pairs(agreed) == [("four", "two"), ("four", "three"), ("four", "one")]
     assert pairs(agreed, adapter="concise") == pairs(agreed, user_id="ann") == pairs(agreed)
     assert pairs(agreed, adapter="base") == pairs(agreed, user_id="ben") == []
-    assert pairs(agreed, user_id="a\0") == []
+    assert pairs(agreed, user_id="a\0") == pairs(agreed, adapter="a\0") == []
+    note_export(agreed.engine, "a\0", "a\0", "root")
 
 
 def test_pages_of_users(agreed: Registry) -> None:
@@ -223,7 +229,7 @@ def test_pages_of_users(agreed: Registry) -> None:
 )
 def test_what_makes_no_sense(agreed: Registry, say: Callable[[Any], None]) -> None:
     other = [{"role": "user", "content": "And of Sweden?"}]
-    agreed.feedback.keep([answer(), answer(name="elsewhere", prompt=other)])
+    agreed.feedback.keep([answer(), answer(name="elsewhere", prompt=other, text="Stockholm.")])
     with pytest.raises(InvalidFeedback):
         say(agreed.feedback)
     assert count(agreed, RatingRow) == count(agreed, PreferenceRow) == 0

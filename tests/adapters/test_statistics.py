@@ -4,13 +4,16 @@ from math import comb, inf, isinf
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from adapters.statistics import (
     Proportion,
     holm,
     mean_of,
+    mean_share,
     paired_means,
     paired_rates,
+    two_mean_shares,
     two_rates,
 )
 
@@ -109,6 +112,13 @@ def test_two_rates_as_newcombe_has_them() -> None:
     assert found.n == 150
 
 
+def test_two_rates_of_which_one_is_none_or_all() -> None:
+    for one, other in ((Proportion(0, 5), Proportion(3, 6)), (Proportion(0, 5), Proportion(5, 5))):
+        up, down = two_rates(one, other), two_rates(other, one)
+        assert (up.p_value, up.difference) == (down.p_value, -down.difference)
+        assert 0 < up.p_value < 0.1
+
+
 def test_two_rates_without_a_case_or_without_a_difference() -> None:
     empty = two_rates(Proportion(0, 0), Proportion(3, 4))
     assert (empty.low, empty.high, empty.p_value) == (-1, 1, 1)
@@ -138,3 +148,51 @@ def test_weights_say_how_much_an_item_counts() -> None:
     assert paired_means([True, False], [True, True]).difference == 0.5
     with pytest.raises(ValueError, match="its weight"):
         mean_of([1, 4], weights=[1, 0])
+
+
+def test_welch_as_scipy_has_it() -> None:
+    draw = np.random.default_rng(3)
+    before, after = draw.random(9).tolist(), (0.3 + 0.7 * draw.random(14)).tolist()
+    found = two_mean_shares(before, after)
+    theirs = stats.ttest_ind(after, before, equal_var=False)
+    low, high = theirs.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.p_value == pytest.approx(theirs.pvalue)
+    assert found.difference == pytest.approx(np.mean(after) - np.mean(before))
+    assert found.n == 23
+    mean = mean_share(before)
+    spread = stats.sem(before) * stats.t.ppf(0.975, 8)
+    assert (mean.low, mean.high) == pytest.approx((mean.value - spread, mean.value + spread))
+
+
+def test_shares_without_a_spread_are_not_certainty() -> None:
+    sure = two_mean_shares([0.0] * 5, [1.0] * 5)
+    assert sure.difference == 1.0
+    assert sure.high == pytest.approx(1.0)
+    assert 0 < sure.low < 0.6
+    assert 0 < sure.p_value < 0.01
+    same = two_mean_shares([1 / 3] * 4, [0.1 + 0.2 + 1 / 30] * 4)
+    assert same.difference == pytest.approx(0, abs=0.05)
+    assert same.low < -0.3
+    assert same.p_value > 0.5
+    one_sided = two_mean_shares([1.0] * 5, [0.0, 1.0, 1.0, 0.0])  # a spread on one side is enough
+    assert one_sided.low < one_sided.difference == -0.5 < one_sided.high
+    assert mean_share([1.0] * 5).low == pytest.approx(Proportion(5, 5).interval[0])
+    assert mean_share([0.2, 1.0]).low == 0.0  # and never below
+
+
+def test_too_few_users_tell_nothing() -> None:
+    for before, after in (([], []), ([0.0], [1.0]), ([0.0, 0.5], [1.0]), ([], [1.0, 0.5])):
+        found = two_mean_shares(before, after)
+        assert (found.low, found.high, found.p_value) == (-1.0, 1.0, 1.0)
+    assert (mean_share([]).low, mean_share([]).high) == (0.0, 1.0)
+
+
+def test_welch_holds_its_coverage() -> None:
+    draw = np.random.default_rng(5)
+    held = 0
+    for _ in range(400):
+        before, after = draw.binomial(4, 0.5, 12) / 4, draw.binomial(4, 0.7, 20) / 4
+        found = two_mean_shares(before.tolist(), after.tolist())
+        held += found.low <= 0.2 <= found.high
+    assert held >= 0.92 * 400

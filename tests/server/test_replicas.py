@@ -157,6 +157,31 @@ def test_both_put_a_user_into_the_same_arm(replicas: Replicas, folders: dict[str
     assert [other.ask(key, QUESTION) for key in keys] == split
 
 
+def test_an_answer_of_one_is_rated_on_the_other(
+    replicas: Replicas, folders: dict[str, Path]
+) -> None:
+    one, other = replicas.one, replicas.other
+    one.upload("rated", folders["playful"])
+    key = one.create_user("rita", "rated")
+    seconds_until(lambda: models(other, key).status_code == 200)
+    one.call("PUT", "/v1/feedback/consent", key=key, json={"keep": True})
+    agreed = {"user": "rita", "keep": True}
+    path = "/v1/feedback/consent"
+    assert seconds_until(lambda: other.call("GET", path, key=key) == agreed) < 1
+    for answering, rating in ((one, other), (other, one)):
+        body = {"completion_id": asked(answering, key).json()["id"], "rating": "up"}
+        said = rating.call("POST", "/v1/feedback", key=key, json=body)  # as fast as can be
+        assert said["answered_by"] == "rated@1"
+    other.call("PUT", "/v1/feedback/consent", key=key, json={"keep": False})
+    gone = httpx.post(
+        f"{one.url}/v1/feedback",
+        headers={"Authorization": f"Bearer {key}"},
+        json=body,
+        timeout=60,
+    )
+    refused(gone, 404, "answer_not_found")
+
+
 def test_chat_goes_on_while_the_database_is_away(
     replicas: Replicas, folders: dict[str, Path]
 ) -> None:
@@ -176,6 +201,13 @@ def test_chat_goes_on_while_the_database_is_away(
         )
         refused(change, 503, "store_unavailable")
         assert change.headers["Retry-After"]
+        rating = httpx.post(
+            f"{server.url}/v1/feedback",
+            headers={"Authorization": f"Bearer {key}"},
+            json={"completion_id": "x", "rating": "up"},
+            timeout=60,
+        )
+        refused(rating, 503, "store_unavailable")
         assert server.ask(key, QUESTION)[1] == "steady@1"
     finally:
         replicas.database.start()
