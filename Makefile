@@ -6,7 +6,7 @@ ARGS   ?=
 bin    := $(VENV)/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
-.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora bench-overhead bench-cold-load bench-many-adapters soak model docker clean
+.PHONY: help setup demo real test check format bench-startup bench-training bench-forgetting bench-registry bench-cpu-lora bench-overhead bench-cold-load bench-many-adapters bench-neighbour soak model docker clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -62,6 +62,9 @@ bench-cold-load: setup ## what loading an adapter does to others' streams, and h
 
 bench-many-adapters: setup ## up to 1,000 adapters on few slots, against vLLM's filesystem resolver
 	HF_HUB_OFFLINE=1 python -m benchmarks.many_adapters $(ARGS)
+
+bench-neighbour: setup ## one base for all against transformers and PEFT, one process or one a user
+	HF_HUB_OFFLINE=1 python -m benchmarks.neighbour $(ARGS)
 
 soak: setup ## minutes of users, uploads and activations against a running server (ARGS=minutes)
 	HF_HUB_OFFLINE=1 python -m benchmarks.soak $(ARGS)
