@@ -6,6 +6,7 @@ the registry, which checks and rewrites it; the scratch folder is gone when the 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
-from adapters.files import write_durably
+from adapters.files import disk_errors
 from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
 from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
@@ -60,8 +61,8 @@ def _save(parts: list[UploadFile], folder: Path) -> None:
         target = folder / part.filename
         if target.exists():
             raise BadRequest(f"file {part.filename!r} was sent twice", param=part.filename)
-        chunks = iter(lambda: part.file.read(COPY_BYTES), b"")  # noqa: B023 - used up here
-        write_durably(target, chunks)
+        with disk_errors(target), target.open("xb") as file:  # scratch: it need not last
+            shutil.copyfileobj(part.file, file, COPY_BYTES)
 
 
 @router.post("/{adapter_id:path}/versions", status_code=201, response_model=VersionBody)

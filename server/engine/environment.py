@@ -12,6 +12,9 @@ DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
+    # Uploads are checked with products of small matrices, beside the engine's steps: threads for
+    # them gain nothing and wait by spinning on the engine's cores.
+    "OPENBLAS_NUM_THREADS": "1",
     # On one CPU the worker lives inside the engine's process: one import of everything less,
     # seconds of every start. vLLM honours it on CPUs only together with the `uni` executor.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

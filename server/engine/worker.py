@@ -3,6 +3,7 @@
 Owns the way of an adapter from its folder into the worker's memory, and looking for NaN there. vLLM
 reads an adapter between two steps, for which everybody's streams wait; here a thread of the worker
 reads it first, and when vLLM asks for it, it is there; what is left is the copy into a slot.
+That thread has no helpers: on a CPU they would wait by spinning on the cores of the steps.
 Refuses to choose: who is loaded and removed is the pool's to say.
 Reached by `collective_rpc`; the class becomes a base of vLLM's worker (`--worker-extension-cls`),
 so its names must not meet vLLM's. Written against vLLM 0.32.
@@ -15,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 
@@ -31,7 +33,9 @@ class Staging:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="adapter-reader")
+        self._threads = ThreadPoolExecutor(
+            READERS, thread_name_prefix="adapter-reader", initializer=_stay_aside
+        )
         self._staged: dict[int, Future[LoRAModel]] = {}
 
     def begin(self, request: LoRARequest) -> None:
@@ -58,6 +62,16 @@ class Staging:
         """Forget what was read and not taken."""
         if found := self._staged.pop(engine_id, None):
             found.cancel()
+
+
+def _stay_aside() -> None:
+    """Of the calling thread: no helpers of its own.
+
+    OpenMP counts threads for each thread that calls it, so the steps keep theirs; torch's own
+    setting would change the products of all.
+    """
+    torch.get_num_threads()  # what torch does at a thread's first use would undo it
+    threadpool_limits(1, user_api="openmp")
 
 
 class AdapterStaging:

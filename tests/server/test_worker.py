@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
@@ -95,3 +96,23 @@ def test_a_single_nan_in_memory_is_found(dtype: torch.dtype, poison: float) -> N
     assert all(worker.layer_is_finite(layer) for layer in range(4))
     layers[0][1, 2, 3] = poison
     assert [worker.layer_is_finite(layer) for layer in range(4)] == [False, True, True, True]
+
+
+def test_a_reader_has_no_threads_beside_its_own() -> None:
+    """They would wait by spinning, on the cores of the steps."""
+
+    def threads(_: Any) -> Any:
+        torch.ones(1_000_000).add_(1)  # large enough for more than one
+        openmp = [one for one in threadpool_info() if one["user_api"] == "openmp"]
+        return [one["num_threads"] for one in openmp]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # what vLLM does, and every thread takes over from there
+    try:
+        staging = Staging(threads)
+        staging.begin(LoRARequest("one", 1, "/nowhere"))
+        of_reader: Any = staging.take(LoRARequest("one", 1, "/nowhere"))
+        assert set(of_reader) == {1}
+        assert 2 in threads(None)  # of torch's OpenMP; another library may bring one
+    finally:
+        torch.set_num_threads(before)
