@@ -235,7 +235,7 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
 
     def recent(self) -> dict[str, float]:
         """The figures of the last training batch; empty before the first."""
-        return self.history[-1] if self.history else {}
+        return mean_figures(self.history[-1:])
 
     def last_epoch(self) -> dict[str, float]:
         """The mean figures over the last pass through the pairs."""

@@ -20,7 +20,6 @@ from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import CheckpointError, DivergedError
-from training.history import PLACE
 from training.model import ResidentBase, reference, trainable
 from training.scoring import score_pairs, with_reference
 from training.trainer import BAPOTrainer, whole_checkpoints
@@ -103,7 +102,7 @@ def test_dpo_is_the_same_without_the_anchor(
     config = quick(anchor_weight=0.0)
     assert config.method == "dpo"
     trainer, _ = fit(base, config, encode_pairs(base.tokenizer, pairs))
-    assert trainer.recent().keys() == OF_DPO | {"loss", *PLACE}
+    assert trainer.recent().keys() == OF_DPO | {"loss"}
 
 
 @pytest.mark.parametrize("loss_type", ["ipo", "hinge", "dpop", "sft"])
