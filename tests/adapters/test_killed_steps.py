@@ -19,7 +19,7 @@ from adapters.base import BaseModelInfo
 from adapters.registry import open_registry
 from killing import at_every_step
 
-data, url, base, stride, *folders = sys.argv[1:]
+data, url, base, *folders = sys.argv[1:]
 data, base = Path(data), BaseModelInfo.model_validate_json(base)
 known, last = data / "known", [0]
 data.mkdir()
@@ -59,7 +59,7 @@ def check(step):
 
 # What the store does by itself is killed in test_blobs.py and test_store_faults.py.
 files = {"publishing.py", "store.py", "pointers.py", "blobs.py"}
-print(at_every_step(publish, check, files, stride=int(stride)))
+print(at_every_step(publish, check, files))
 """
 
 
@@ -69,9 +69,8 @@ def test_a_publish_killed_at_every_step(
     tmp_path: Path,
     database_url: str | None,
 ) -> None:
-    stride = 1 if database_url is None else 3  # there a step is dear, and the files are the same
     folders = [str(craft(seed=seed)) for seed in range(7)]
-    arguments = [str(tmp_path / "data"), database_url or "", base.model_dump_json(), str(stride)]
+    arguments = [str(tmp_path / "data"), database_url or "", base.model_dump_json()]
     done = subprocess.run(
         [sys.executable, "-c", PUBLISHER, *arguments, *folders],
         capture_output=True,
