@@ -9,6 +9,7 @@ Written against vLLM 0.32, which is pinned; re-read it at every upgrade.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import secrets
 from collections.abc import Awaitable, Callable
@@ -130,6 +131,7 @@ class Engine:
             _without_names_in_labels(llm)
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             undo.pop_all()
+        _settle_the_heap()
         return cls(llm, state, settings.base_name)
 
     def stop(self) -> None:
@@ -313,6 +315,17 @@ def let_go_of_tokenizers() -> None:
     each engine that has died, megabytes for a small vocabulary.
     """
     func_utils._supports_kw.cache_clear()
+
+
+def _settle_the_heap() -> None:
+    """Have the garbage collector pass over what is there to stay, as vLLM's own server does.
+
+    A look at all that torch and vLLM keep takes half a second, in which nobody is answered. What
+    an engine before this one left is looked at once more, or it would stay, too.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _without_names_in_labels(llm: AsyncLLM) -> None:
