@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ class Correlation:
 
 
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> Correlation:
-    """How two figures of each taste go together."""
+    """How two figures of each taste go together; NaN where one of them is the same for all."""
+    if len(set(xs)) < 2 or len(set(ys)) < 2:
+        return Correlation(nan, nan, nan, nan, len(xs))
     pearson = stats.pearsonr(xs, ys)
     low, high = pearson.confidence_interval(0.95)
     rank = stats.spearmanr(xs, ys).statistic

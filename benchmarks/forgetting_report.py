@@ -13,10 +13,12 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from math import isnan
 from pathlib import Path
 
 from adapters.statistics import Proportion, mean_of, paired_means
 from benchmarks.forgetting_analysis import (
+    Correlation,
     Course,
     Point,
     chosen_on_validation,
@@ -168,10 +170,14 @@ def distance(records: Sequence[Record], found: Sequence[Course]) -> Iterator[str
                     name,
                     str(step),
                     *(f"{lost[t]:.1%}" for t in order),
-                    f"{c.r:+.2f} [{c.low:+.2f}, {c.high:+.2f}]",
-                    f"{c.rank:+.2f}",
-                    f"{alone.r:+.2f} [{alone.low:+.2f}, {alone.high:+.2f}]",
+                    _correlated(c),
+                    "–" if isnan(c.rank) else f"{c.rank:+.2f}",
+                    _correlated(alone),
                 )
+
+
+def _correlated(c: Correlation) -> str:
+    return "–" if isnan(c.r) else f"{c.r:+.2f} [{c.low:+.2f}, {c.high:+.2f}]"
 
 
 def seeds(found: Sequence[Course]) -> Iterator[str]:
