@@ -16,6 +16,7 @@ PUBLISHER = """
 import json, sys
 from pathlib import Path
 from adapters.base import BaseModelInfo
+from adapters.errors import AdapterNotFound
 from adapters.registry import open_registry
 from killing import at_every_step
 
@@ -38,7 +39,7 @@ def check(step):
     registry = open_registry(data, url or None)
     try:
         described = registry.describe("shared")
-    except Exception:
+    except AdapterNotFound:
         described = {"versions": [], "active_version": None}
     there = {row["version"]: row["digest"] for row in described["versions"]}
     assert sorted(there) == list(range(1, len(there) + 1)), there

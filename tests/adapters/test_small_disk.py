@@ -21,7 +21,7 @@ PUBLISHER = """
 import json, os, sys
 from pathlib import Path
 from adapters.base import BaseModelInfo
-from adapters.errors import StoreError, StoreFull
+from adapters.errors import AdapterNotFound, StoreFull
 from adapters.registry import open_registry
 
 disk, base, *folders = sys.argv[1:]
@@ -43,7 +43,7 @@ def publish(n):
 def active():
     try:
         return registry.describe("shared")["active_version"]
-    except Exception:
+    except AdapterNotFound:
         return None
 
 told, done = [], 0
