@@ -170,7 +170,7 @@ def test_one_upload_sent_twice_at_once_is_one_version(served: Served) -> None:
             for file in ("adapter_config.json", "adapter_model.safetensors")
         }
         return httpx.post(
-            f"{served.server.url}/admin/adapters/once/versions",
+            f"{served.server.url}/admin/adapters/sent-at-once/versions",
             headers={
                 "Authorization": f"Bearer {served.server.admin_key}",
                 "Idempotency-Key": "the-same",
@@ -183,9 +183,9 @@ def test_one_upload_sent_twice_at_once_is_one_version(served: Served) -> None:
         answers = list(threads.map(one, range(4)))
     assert {a.status_code for a in answers} <= {201, 409}, [a.text for a in answers]
     assert {a.json()["version"] for a in answers if a.status_code == 201} == {1}
-    described = served.server.call("GET", "/admin/adapters/once")
+    described = served.server.call("GET", "/admin/adapters/sent-at-once")
     assert [version["version"] for version in described["versions"]] == [1]
-    served.server.call("DELETE", "/admin/adapters/once")
+    served.server.call("DELETE", "/admin/adapters/sent-at-once")
 
 
 async def _crowd(served: Served, users: list[dict[str, str]], **options: Any) -> list[Any]:
