@@ -125,8 +125,15 @@ def _stages() -> Iterator[Run]:
     yield from _all(FIRST, (*WITH_GENERAL, *WEIGHTS))
     # From here on the same, completed.
     yield from _all(rest, CORE)
-    yield from _all(rest, CHIEF, seeds=SEEDS[1:])
+    # Every core method on three seeds and three rates, where two tastes are enough to see it.
+    yield from _all(FIRST, CORE, seeds=SEEDS)
+    yield from _all(FIRST, CHIEF, rates=OTHER_RATES)
+    yield from _all(FIRST, WITH_GENERAL, seeds=SEEDS)
+    yield from _all(FIRST, WEIGHTS, seeds=SEEDS)
+    yield from _all(rest, CHIEF, seeds=SEEDS)
+    yield from _all(FIRST, CORE, rates=OTHER_RATES, seeds=SEEDS)
     yield from _all(FIRST, (*CORE, *OTHERS), rates=(LEARNING_RATE, OTHER_RATES[0]))
+    yield from _all(rest, CORE, seeds=SEEDS)
     yield from _all(EXAMPLES, (BASE, *CHIEF))
     yield from _all(PERSONAL, WITH_GENERAL, seeds=SEEDS)
     yield from _all(PERSONAL, ALL, rates=(LEARNING_RATE, *OTHER_RATES), seeds=SEEDS)
