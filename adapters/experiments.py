@@ -1,9 +1,10 @@
 """Experiments: which there are, in which state, and who takes part.
 
-Owns their rows and the moves between states. Refuses the split of users (`arms.py`) and what comes
-out (`results.py`). Taking part lies over a user's own assignment, which counts again whenever the
-experiment does not: before its start, while it is stopped, after its end without a winner. What is
-compared never changes once it has begun; only the weights do.
+Owns their rows and the moves between states. Refuses the split of users (`arms.py`), whether an arm
+can be served (`startable.py`) and what comes out (`results.py`). Taking part lies over a user's own
+assignment, which counts again whenever the experiment does not: before its start, while it is
+stopped, after its end without a winner. What is compared never changes once it has begun; only the
+weights do.
 """
 
 from collections import defaultdict
@@ -15,17 +16,20 @@ from sqlalchemy.orm import Session
 from adapters.arms import FEWEST_ARMS, LARGEST_WEIGHT, MOST_ARMS, Arm, Experiment, State
 from adapters.audit import log
 from adapters.db import ArmRow, ExperimentRow, MemberRow, UserRow, now, reading, writing
-from adapters.errors import AdapterNotFound, AlreadyExists, Conflict, InvalidName
+from adapters.errors import AlreadyExists, Conflict, InvalidName
 from adapters.feedback import forget_experiment
+from adapters.gate import Gate
 from adapters.names import check_label
 from adapters.rows import experiment_row, group_row, living_adapter, user_row, version_row
+from adapters.startable import arms_past_the_gate, check_served
 
 
 class Experiments:
     """Experiments in the registry's database; every method is one transaction."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gate: Gate | None = None) -> None:
         self._engine = engine
+        self.gate = gate
 
     def create(
         self, experiment_id: str, arms: Sequence[Arm], *, actor: str = "local"
@@ -65,16 +69,20 @@ class Experiments:
             log(session, actor, "experiment.arms", experiment_id, arms=_spelled(arms))
             return _one(session, experiment_id)
 
-    def start(self, experiment_id: str, *, actor: str = "local") -> Experiment:
-        """Split its users from now on. Raises ExperimentNotFound, Conflict."""
+    def start(self, experiment_id: str, *, force: bool = False, actor: str = "local") -> Experiment:
+        """Split its users from now on. Raises ExperimentNotFound, Conflict, GateRefused.
+
+        `force` lets arms through that the gate refuses, and the audit log says so.
+        """
         with writing(self._engine) as session:
             experiment = _one(session, experiment_id)
             _refuse(experiment, State.RUNNING, State.CONCLUDED)
             for arm in experiment.arms:
-                _check_served(session, experiment_id, arm)
+                check_served(session, experiment_id, arm)
+            forced = arms_past_the_gate(session, self.gate, experiment, force=force)
             row = experiment_row(session, experiment_id)
             row.state, row.started = State.RUNNING, row.started or now()
-            log(session, actor, "experiment.start", experiment_id)
+            log(session, actor, "experiment.start", experiment_id, **forced)
             session.flush()
             return _one(session, experiment_id)
 
@@ -92,7 +100,8 @@ class Experiments:
     ) -> Experiment:
         """End it for good: all who take part get the winner, or their own assignment back.
 
-        Raises ExperimentNotFound, Conflict, InvalidName for a winner that is no arm.
+        No gate stands here: the winner was served already, as in a rollback. Raises
+        ExperimentNotFound, Conflict, InvalidName for a winner that is no arm.
         """
         with writing(self._engine) as session:
             experiment = _one(session, experiment_id)
@@ -102,7 +111,7 @@ class Experiments:
                 names = ", ".join(one.name for one in experiment.arms)
                 raise InvalidName(f"The winner must be one of the arms: {names}.")
             if arm is not None:
-                _check_served(session, experiment_id, arm)
+                check_served(session, experiment_id, arm)
             row = experiment_row(session, experiment_id)
             row.state, row.winner, row.ended = State.CONCLUDED, winner, now()
             log(session, actor, "experiment.conclude", experiment_id, winner=winner)
@@ -226,24 +235,6 @@ def _replace_arms(session: Session, experiment_id: str, arms: Sequence[Arm]) -> 
         row.adapter_id, row.version, row.weight = arm.adapter_id, arm.version, arm.weight
         session.add(row)
     session.flush()
-
-
-def _check_served(session: Session, experiment_id: str, arm: Arm) -> None:
-    """Raises Conflict where the arm's users would get an error."""
-    if arm.adapter_id is None:
-        return
-    try:
-        adapter = living_adapter(session, arm.adapter_id)
-    except AdapterNotFound:
-        raise Conflict(
-            f"The arm '{arm.name}' of '{experiment_id}' serves '{arm.adapter_id}', which is"
-            " retired: create an experiment without it."
-        ) from None
-    if arm.version is None and adapter.active_version is None:
-        raise Conflict(
-            f"The arm '{arm.name}' of '{experiment_id}' serves '{arm.adapter_id}', of which no"
-            " version is active: activate one."
-        )
 
 
 def _refuse(experiment: Experiment, *states: State) -> None:

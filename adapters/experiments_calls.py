@@ -34,8 +34,9 @@ class LocalExperiments:
         experiment, users = self._registry.experiments.get(experiment_id)
         return {**experiment_body(experiment), "users": users}
 
-    def start_experiment(self, experiment_id: str) -> dict[str, Any]:
-        return experiment_body(self._registry.experiments.start(experiment_id, actor=self._actor))
+    def start_experiment(self, experiment_id: str, *, force: bool = False) -> dict[str, Any]:
+        started = self._registry.experiments.start(experiment_id, force=force, actor=self._actor)
+        return experiment_body(started)
 
     def stop_experiment(self, experiment_id: str) -> dict[str, Any]:
         return experiment_body(self._registry.experiments.stop(experiment_id, actor=self._actor))
@@ -81,8 +82,9 @@ class RemoteExperiments:
     def get_experiment(self, experiment_id: str) -> Any:
         return self._call("GET", f"/admin/experiments/{experiment_id}")
 
-    def start_experiment(self, experiment_id: str) -> Any:
-        return self._call("POST", f"/admin/experiments/{experiment_id}/start")
+    def start_experiment(self, experiment_id: str, *, force: bool = False) -> Any:
+        wish = {"json": {"force": True}} if force else {}
+        return self._call("POST", f"/admin/experiments/{experiment_id}/start", **wish)
 
     def stop_experiment(self, experiment_id: str) -> Any:
         return self._call("POST", f"/admin/experiments/{experiment_id}/stop")

@@ -94,10 +94,20 @@ def enrol(
 
 @experiments_app.command("start")
 @located
-def start(experiment: Experiment, where: Where, as_json: AsJson = False) -> None:
+def start(
+    experiment: Experiment,
+    where: Where,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Also with arms that the gate refuses; the audit log says so."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Split its users from now on."""
     with where.registry() as registry:
-        _show(registry.start_experiment(experiment), as_json=as_json)
+        _show(registry.start_experiment(experiment, force=force), as_json=as_json)
 
 
 @experiments_app.command("stop")

@@ -46,7 +46,7 @@ class Registry(Publishing, Pointers, Access, Catalogue):
         self.groups = Groups(engine)
         self.quotas = Quotas(engine)
         self.allowances = Allowances(engine)
-        self.experiments = Experiments(engine)
+        self.experiments = Experiments(engine, gate)
         self.feedback = Feedback(engine)
 
     def close(self) -> None:
@@ -63,7 +63,8 @@ def open_registry(
 ) -> Registry:
     """The registry in `data_dir`, or in the database and object store of these URLs.
 
-    Its database is brought up to date first. With a `gate`, only what passed may be activated.
+    Its database is brought up to date first. With a `gate`, only what passed may be activated or
+    be an experiment's arm.
     Raises StoreError, OSError.
     """
     data_dir.mkdir(parents=True, exist_ok=True)

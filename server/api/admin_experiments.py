@@ -38,6 +38,12 @@ class NewExperiment(Arms):
     id: str = Field(description="the experiment's name, as in `tone`")
 
 
+class Start(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = Field(False, description="also with arms that the gate refuses; audited")
+
+
 class Conclusion(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -104,10 +110,14 @@ async def set_arms(
 
 
 @router.post("/{experiment_id}/start", response_model=ExperimentBody)
-async def start(experiment_id: str, admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
-    """Its users get their arms from now on; 409 where an arm could not be served."""
-    experiments = registry.experiments
-    found = await run_in_threadpool(experiments.start, experiment_id, actor=admin.key_id)
+async def start(
+    experiment_id: str, admin: AdminDep, registry: RegistryDep, wish: Start | None = None
+) -> dict[str, Any]:
+    """Its users get their arms from now on; 409 where an arm could not, or may not, be served."""
+    force = wish is not None and wish.force
+    found = await run_in_threadpool(
+        registry.experiments.start, experiment_id, force=force, actor=admin.key_id
+    )
     return experiment_body(found)
 
 

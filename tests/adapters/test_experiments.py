@@ -179,12 +179,15 @@ def test_arms_that_make_no_experiment(
 
 def test_what_is_refused(registry: Registry, tone: Experiment) -> None:
     experiments = registry.experiments
+    call: Callable[[str], object]
     for name in ("", "To ne", "a/b", "a\0b", "a" * 64):
         with pytest.raises(InvalidName):
             experiments.create(name, ARMS)
-        for call in (experiments.get, experiments.start, experiments.delete):
+        asked: list[Callable[[str], object]]
+        asked = [experiments.get, experiments.start, experiments.stop, experiments.delete]
+        for ask in asked:
             with pytest.raises(ExperimentNotFound):
-                call(name)
+                ask(name)
     with pytest.raises(AlreadyExists):
         experiments.create("tone", ARMS)
     for call in (experiments.stop, experiments.conclude):

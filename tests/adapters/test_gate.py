@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from adapters.arms import Arm, State
 from adapters.artifact import (
     BaseReference,
     Manifest,
@@ -129,6 +130,30 @@ def test_an_exception_is_in_the_audit_log(
     assert entry.details["forced"] is True
     assert "no verdict" in entry.details["gate"]
     assert registry.rollback("a").version == 1  # the way back stays short
+
+
+def test_an_arm_of_an_experiment_passes_the_gate_too(
+    registry: Registry, adapter: Path, base: BaseModelInfo, tmp_path: Path
+) -> None:
+    """Only what an arm names by its number is asked; whatever is active was asked before."""
+    registry.publish("good", judged(adapter, tmp_path, base), base=base)
+    registry.publish("bad", adapter, base=base, activate=True)
+    experiments, active = registry.experiments, Arm.of("active", "bad")
+    experiments.create("a", [active, Arm.of("good", "good@1")])
+    experiments.create("b", [active, Arm.of("bad", "bad@1", weight=0)])
+    experiments.gate = GATE
+    assert experiments.start("a", force=True).state is State.RUNNING
+    assert "forced" not in registry.audit("a", limit=1)[0].details
+    with pytest.raises(GateRefused, match=r"'bad' of 'b' serves 'bad@1'.* has no verdict"):
+        experiments.start("b")
+    assert experiments.get("b")[0].state is State.DRAFT
+    assert experiments.start("b", force=True).state is State.RUNNING
+    said = {"forced": True, "gate": {"bad": "this version has no verdict"}}
+    assert registry.audit("b", limit=1)[0].details == said
+    experiments.stop("b")
+    with pytest.raises(GateRefused):
+        experiments.start("b")  # an exception is made once
+    assert experiments.conclude("b", "bad").winner == "bad"  # its users had it already
 
 
 def test_force_without_need_is_no_exception(

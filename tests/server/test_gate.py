@@ -20,8 +20,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from adapters.artifact import artifact_digest, read_manifest, write_manifest
+from adapters.errors import AdapterError
 from adapters.gate import sign
 from adapters.normalise import normalise
+from adapters.remote import RemoteRegistry
 from adapters.verdict import Verdict, VerdictLine
 
 from served import FILES
@@ -145,3 +147,21 @@ def test_force_is_for_admins_and_in_the_audit_log(
     assert line["action"] == "adapter.activate"
     assert line["details"]["forced"] is True
     assert "no verdict" in line["details"]["gate"]
+
+
+def test_an_experiment_gives_nobody_a_version_that_did_not_pass(
+    admin: httpx.Client, folders: dict[str, Path]
+) -> None:
+    publish(admin, "tried", folders["formal"])
+    arms = [{"name": "control", "adapter": "base"}, {"name": "warm", "adapter": "tried@1"}]
+    assert admin.post("/admin/experiments", json={"id": "tone", "arms": arms}).status_code == 201
+    start = "/admin/experiments/tone/start"
+    refused(admin.post(start), "'tried@1'")
+    refused(admin.post(start, json={"force": False}), "has no verdict")
+    remote = RemoteRegistry(str(admin.base_url), admin.headers["Authorization"].split()[1])
+    with pytest.raises(AdapterError, match="has no verdict"):
+        remote.start_experiment("tone")
+    assert remote.start_experiment("tone", force=True)["state"] == "running"
+    line = admin.get("/admin/audit", params={"subject": "tone", "limit": 1}).json()["data"][0]
+    assert line["action"] == "experiment.start"
+    assert line["details"] == {"forced": True, "gate": {"warm": "this version has no verdict"}}
