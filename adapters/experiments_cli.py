@@ -139,7 +139,8 @@ def results(experiment: Experiment, where: Where, as_json: AsJson = False) -> No
     """How often each arm's answers were liked, and each arm against the first.
 
     An arm's win rate is of its answers. Arms are compared by their users: each one's own win rate,
-    all users alike (Welch's test; p by Holm where there are several). Intervals are of 95 %.
+    all users alike (Welch's test; p by Holm where there are several). Intervals are of 95 %. Users
+    whom a changed weight has moved count in their first arm only.
     """
     with where.registry() as registry:
         found = registry.experiment_results(experiment)
@@ -148,6 +149,10 @@ def results(experiment: Experiment, where: Where, as_json: AsJson = False) -> No
         return
     show_rows([_arm_in_words(arm) for arm in found["arms"]], as_json=False)
     show_rows([_comparison_in_words(one) for one in found["comparisons"]], as_json=False)
+    if found["moved"]:
+        print(
+            f"{found['moved']} users were moved by a changed weight: they count in their first arm."
+        )
 
 
 @experiments_app.command("delete")

@@ -2,13 +2,15 @@
 
 Owns counting ratings by arm and comparing the arms. Users are what was assigned, so users are what
 is compared: of each user the share of his rated answers that he liked, of each arm the mean over
-its users, all users alike. Only answers given since the experiment was started count. Importing it
-loads statsmodels (about a second): import it where a result is asked for.
+its users, all users alike. Only answers given since the experiment was started count, and of a user
+whom a changed weight has moved only those of the arm that he rated an answer of first: so nobody
+counts twice, and nobody is left out for having rated much. Importing it loads statsmodels (about a
+second): import it where a result is asked for.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, case, func, select
 from sqlalchemy.orm import Session
@@ -30,6 +32,13 @@ Rated = Mapping[str, tuple[int, int]]
 """User → how many answers he rated, and how many of them he liked."""
 
 
+class Ratings(NamedTuple):
+    """`by_arm`, each user in one; `moved`, those who rated answers of other arms later."""
+
+    by_arm: Mapping[str, Rated]
+    moved: Collection[str]
+
+
 def results_of(engine: Engine, experiment_id: str) -> dict[str, Any]:
     """Each arm's figures, and each arm against the first. Raises ExperimentNotFound.
 
@@ -40,7 +49,7 @@ def results_of(engine: Engine, experiment_id: str) -> dict[str, Any]:
         name = experiment_row(session, experiment_id).id
         experiment = read_experiments(session, [name])[name]
         users = session.scalars(select(UserRow.id).where(UserRow.experiment == name)).all()
-        rated = _rated(session, experiment)
+        rated, moved = _ratings(session, experiment)
     control, *others = experiment.arms
     comparisons = [
         two_mean_shares(_shares(rated[control.name]), _shares(rated[a.name])) for a in others
@@ -49,6 +58,7 @@ def results_of(engine: Engine, experiment_id: str) -> dict[str, Any]:
         "experiment": name,
         "state": experiment.state,
         "confidence": CONFIDENCE,
+        "moved": len(moved),
         "arms": [_arm(experiment, arm, users, rated[arm.name]) for arm in experiment.arms],
         "comparisons": [
             _comparison(control, arm, compared, adjusted)
@@ -59,21 +69,26 @@ def results_of(engine: Engine, experiment_id: str) -> dict[str, Any]:
     }
 
 
-def _rated(session: Session, experiment: Experiment) -> Mapping[str, Rated]:
-    """Of every arm; a user whom a changed weight has moved is in both."""
-    found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+def _ratings(session: Session, experiment: Experiment) -> Ratings:
+    """A user's answers count in the arm whose answer, of those he rated, was given first."""
+    by_arm: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+    counted, moved = set[str](), set[str]()
     if experiment.started is None:
-        return found
+        return Ratings(by_arm, moved)
     liked = func.sum(case((RatingRow.good, 1), else_=0))
     query = (
         select(RatingRow.arm, RatingRow.user_id, func.count(), liked)
         .where(RatingRow.experiment == experiment.id, RatingRow.answered >= experiment.started)
         .group_by(RatingRow.arm, RatingRow.user_id)
-        .order_by(RatingRow.user_id)
+        .order_by(func.min(RatingRow.answered), RatingRow.user_id, RatingRow.arm)
     )
     for arm, user_id, number, good in session.execute(query):
-        found[arm][user_id] = number, int(good)
-    return found
+        if user_id in counted:
+            moved.add(user_id)
+            continue
+        counted.add(user_id)
+        by_arm[arm][user_id] = number, int(good)
+    return Ratings(by_arm, moved)
 
 
 def _shares(rated: Rated) -> list[float]:

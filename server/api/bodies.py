@@ -160,6 +160,10 @@ class ResultsBody(_Answer):
     experiment: str
     state: str
     confidence: float
+    moved: int = Field(
+        description="users with ratings in several arms, after weights were changed: they count in"
+        " the first"
+    )
     arms: list[ArmResults]
     comparisons: list[ComparisonBody] = Field(description="each arm against the first")
 

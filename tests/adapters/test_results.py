@@ -99,3 +99,15 @@ def test_who_changes_his_mind_counts_once(tone: Registry) -> None:
         tone.feedback.rate("user-0", AnswerRef(name), good)
     arm = results_of(tone.engine, "tone")["arms"][0]
     assert (arm["rated"], arm["liked"]) == (2, 1)
+
+
+def test_who_is_moved_counts_in_his_first_arm(tone: Registry) -> None:
+    """Whatever he says of the other arm's answers, and however often."""
+    began = now()
+    said(tone, "user-0", "plain", True, False, at=began + timedelta(seconds=1))
+    said(tone, "user-1", "warm", True, at=began + timedelta(seconds=2))
+    before = results_of(tone.engine, "tone")
+    assert before["moved"] == 0
+    said(tone, "user-0", "warm", *[False] * 5, at=began + timedelta(seconds=3))
+    said(tone, "user-0", "cold", False, at=began + timedelta(seconds=4))
+    assert results_of(tone.engine, "tone") == {**before, "moved": 1}
