@@ -93,8 +93,10 @@ def serve(
     The first start prints an admin key, once. With it, upload adapters and create users:
     `bapo adapters publish --help`, `bapo users --help`.
     """
+    from server import log_pipe
     from server.engine import environment
 
+    log_pipe.never_wait()
     environment.prepare()
     flags = {
         "model": model,
@@ -116,6 +118,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     from adapters.base import describe_base
     from adapters.errors import AdapterError
     from adapters.registry import open_registry
+    from server import log_pipe
     from server.engine import environment, warm
     from server.settings import MEBIBYTE, load_settings
 
@@ -145,7 +148,7 @@ def run(config: Path | None, flags: dict[str, Any]) -> None:
     if settings.admin_key is None and not settings.insecure_no_auth:
         show_first_admin_key(registry)
     host, port = listening.getsockname()[:2]
-    print(f"starting {settings.base_name} on http://{host}:{port} …", file=sys.stderr, flush=True)
+    log_pipe.say(f"starting {settings.base_name} on http://{host}:{port} …")
     leave_quietly_when_stopped()
     if settings.otlp_endpoint:
         environment.trace_over_http()
@@ -227,10 +230,17 @@ def local_folder(model: str) -> Path:
 
 
 def show_first_admin_key(registry: Registry) -> None:
-    """Make and print an admin key when the registry has none yet."""
+    """Make and print an admin key when the registry has none yet.
+
+    One that nobody was shown is revoked, and the start ends: the next one makes another.
+    """
     from adapters.accounts import Role
 
     if registry.accounts.has_key(Role.ADMIN):
         return
-    _, secret = registry.accounts.create_key(Role.ADMIN)
-    print(f"admin key (shown this once, keep it): {secret}", file=sys.stderr, flush=True)
+    key_id, secret = registry.accounts.create_key(Role.ADMIN)
+    try:
+        print(f"admin key (shown this once, keep it): {secret}", file=sys.stderr, flush=True)
+    except OSError as error:
+        registry.accounts.revoke_key(key_id)
+        raise typer.Exit(1) from error

@@ -11,10 +11,11 @@ import hmac
 import logging
 import secrets
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
+from server.log_pipe import Lines
 from server.meter import Meter, Phase
 
 log = structlog.get_logger(__name__)
@@ -76,7 +77,7 @@ def configure_logging(style: Literal["json", "console"]) -> None:
             *drawn,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, Lines(sys.stderr.fileno()))),
         cache_logger_on_first_use=True,
     )
 

@@ -51,7 +51,9 @@ OF_ITS_SERVER = frozenset(
 class Settings(BaseSettings):
     """Every setting of `bapo serve`."""
 
-    model_config = SettingsConfigDict(env_prefix="BAPO_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BAPO_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     model: str = Field(str(POCKET), description="base model: a folder or a Hub name")
     served_model_name: str | None = Field(

@@ -32,6 +32,14 @@ def test_flags_beat_the_file_and_the_file_beats_the_environment(
     assert (settings.port, settings.host, settings.max_loras) == (3, "from-file", 3)
 
 
+def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's file of variables leaves them: no empty admin key, no port of no number."""
+    monkeypatch.setenv("BAPO_ADMIN_KEY", "")
+    monkeypatch.setenv("BAPO_PORT", "")
+    settings = load_settings(None)
+    assert (settings.admin_key, settings.port) == (None, 8000)
+
+
 def test_unknown_names_are_errors(tmp_path: Path) -> None:
     file = tmp_path / "server.yaml"
     file.write_text("prot: 2\n")

@@ -8,42 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
-from processes import interruptible, members
+from processes import members, nothing_left, ready, start, started, wait_until_ready
 from serving import free_port
 
 SECONDS = 60
 START_SECONDS = 180
 SMALL = {"BAPO_KV_CACHE_MEBIBYTES": "64", "BAPO_MAX_LORAS": "2"}
-
-
-@contextmanager
-def started(data: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """A server in a session of its own, killed afterwards if it is still there."""
-    process = start(data, port, **settings)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=SECONDS)
-
-
-def start(data: Path, port: int, **settings: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "bapo", "serve", "--port", str(port), "--data-dir", str(data)],
-        env={**os.environ, "BAPO_ADMIN_KEY": "k", **settings},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=interruptible,
-    )
 
 
 # A server in which something fails between the engine's start and the moment somebody holds it, as
@@ -63,26 +38,9 @@ bapo.main()
 """
 
 
-def ready(port: int) -> bool:
-    try:
-        answer = httpx.get(f"http://127.0.0.1:{port}/health/ready", timeout=5)
-    except httpx.TransportError:
-        return False
-    return answer.status_code == httpx.codes.OK
-
-
-def nothing_left(session: int) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while members(session):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
-
-
 @pytest.mark.parametrize("seconds", [3, 9])
 def test_ctrl_c_while_starting_is_quiet(tmp_path: Path, seconds: int) -> None:
-    process = start(tmp_path, free_port(0))
+    process = start(tmp_path, free_port(0), {})
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone hears it
     output, _ = process.communicate(timeout=SECONDS)
@@ -91,18 +49,10 @@ def test_ctrl_c_while_starting_is_quiet(tmp_path: Path, seconds: int) -> None:
     assert nothing_left(process.pid)
 
 
-def wait_until_ready(process: subprocess.Popen[str], port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not ready(port):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def test_a_second_ctrl_c_ends_answers_in_words(tmp_path: Path) -> None:
     """Where the first would have let them finish for five minutes."""
     port = free_port(0)
-    with started(tmp_path, port, BAPO_DRAIN_SECONDS="300", **SMALL) as process:
+    with started(tmp_path, port, {**SMALL, "BAPO_DRAIN_SECONDS": "300"}) as process:
         wait_until_ready(process, port)
         with httpx.stream(
             "POST",
@@ -132,7 +82,7 @@ def test_a_second_ctrl_c_ends_answers_in_words(tmp_path: Path) -> None:
 
 def test_a_killed_server_takes_its_engine_along(tmp_path: Path) -> None:
     port = free_port(0)
-    process = start(tmp_path, port)
+    process = start(tmp_path, port, {})
     wait_until_ready(process, port)
     assert len(members(process.pid)) > 1
     process.kill()
