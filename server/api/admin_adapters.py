@@ -1,13 +1,13 @@
 """`/admin/adapters…`: upload, list, activate, roll back, retire, grant. Admin keys only.
 
-An upload is three named file parts, written to a scratch folder of the data folder and handed to
-the registry, which checks and rewrites it; the scratch folder is gone when the answer is sent.
+An upload is three named file parts, written to a scratch folder of the store and handed to the
+registry, which checks and rewrites it; the scratch folder is gone when the answer is sent, or else
+when the next server is started.
 """
 
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,15 +84,11 @@ async def upload_version(
     limits = settings.upload_limits
 
     def publish() -> AdapterVersion:
-        scratch = settings.data_dir / "uploads"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            _save(
-                [part for part in (adapter_config, adapter_model, manifest) if part], Path(folder)
-            )
+        with registry.store.scratch() as folder:
+            _save([part for part in (adapter_config, adapter_model, manifest) if part], folder)
             return registry.publish(
                 adapter_id,
-                Path(folder),
+                folder,
                 base=base,
                 limits=limits,
                 owner=owner,

@@ -136,10 +136,32 @@ def test_an_upload_that_breaks_off_leaves_nothing(served: Served) -> None:
     with connected(served.server.url) as connection:
         path = "/admin/adapters/half/versions"
         connection.sendall(head("POST", path, served.server.admin_key, *lines) + body)
-    scratch = served.data_dir / "uploads"
+    scratch = served.data_dir / "store" / "drafts"
     assert comes_true(lambda: psutil.Process(served.server.process_id).num_fds() <= files)
-    assert not scratch.is_dir() or list(scratch.iterdir()) == []
+    assert list(scratch.iterdir()) == []
     assert admin(served, "GET", "/adapters").json() == before
+
+
+def test_an_upload_over_its_limit(served: Served) -> None:
+    """Told or untold; of an untold one no more is taken than the limit."""
+    path, limit = "/admin/adapters/too-large/versions", 17 * 2**20
+    form = "Content-Type: multipart/form-data; boundary=x"
+    with connected(served.server.url) as connection:
+        told = f"Content-Length: {limit + 1}"
+        connection.sendall(head("POST", path, served.server.admin_key, form, told))
+        status, _, text = answer(connection)
+        assert (status, json.loads(text)["error"]["code"]) == (413, "request_too_large")
+    with connected(served.server.url) as connection:
+        chunked = "Transfer-Encoding: chunked"
+        part = b'--x\r\nContent-Disposition: form-data; name="adapter_model"; filename="a"\r\n\r\n'
+        connection.sendall(head("POST", path, served.server.admin_key, form, chunked))
+        connection.sendall(b"%x\r\n%s\r\n" % (len(part), part))
+        piece = b"%x\r\n" % 2**20 + bytes(2**20) + b"\r\n"
+        for _ in range(18):
+            connection.sendall(piece)
+        status, _, text = answer(connection)
+        assert (status, json.loads(text)["error"]["code"]) == (413, "request_too_large")
+    assert admin(served, "GET", "/adapters/too-large").status_code == 404
 
 
 def test_two_uploads_of_one_adapter_at_once(served: Served) -> None:
