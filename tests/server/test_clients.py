@@ -23,6 +23,10 @@ with warnings.catch_warnings():
     import litellm
     from langchain_openai import ChatOpenAI
 
+from tokenizers import Tokenizer
+
+from adapters.base import POCKET
+
 from served import QUESTION, Served, admin
 
 CLIENTS = Path(__file__).resolve().parents[1] / "clients"
@@ -75,6 +79,59 @@ def test_openai_responses_and_models(python: openai.OpenAI) -> None:
         assert stream.get_final_response().output_text.strip() == PIRATE
     assert [model.id for model in python.models.list()] == ["pocket", "pirate"]
     assert python.models.retrieve("pirate").id == "pirate"
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"warm": {"type": "boolean"}},
+            "required": ["warm"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def no_blanks() -> dict[str, int]:
+    """A bias against blanks: left to itself, so small a model never ends a JSON value's."""
+    tokenizer = Tokenizer.from_file(str(POCKET / "tokenizer.json"))
+    words = {number: tokenizer.decode([number]) for number in range(tokenizer.get_vocab_size())}
+    return {str(number): -100 for number, word in words.items() if word and not word.strip()}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=str
+)
+def test_openai_tools_that_must_be_called(
+    python: openai.OpenAI, no_blanks: dict[str, int], choice: Any
+) -> None:
+    """Whole and streamed, with arguments of the function's schema; and then the talk goes on."""
+    asked: dict[str, Any] = {"model": "pocket", "messages": MESSAGES, "tools": [WEATHER]}
+    forced = {**asked, "tool_choice": choice, "logit_bias": no_blanks, "temperature": 0}
+    forced |= {"parallel_tool_calls": False, "max_tokens": 64}
+    answer = python.chat.completions.create(**forced).choices[0]
+    assert answer.finish_reason == ("tool_calls" if choice == "required" else "stop")  # OpenAI's
+    (call,) = answer.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "weather"
+    assert isinstance(json.loads(call.function.arguments)["warm"], bool)
+
+    with python.chat.completions.create(**forced, stream=True) as stream:
+        parts = [chunk.choices[0].delta.tool_calls or [] for chunk in stream]
+    functions = [part.function for (part,) in filter(None, parts) if part.function]
+    assert "".join(function.name or "" for function in functions) == "weather"
+    streamed = "".join(function.arguments or "" for function in functions)
+    assert json.loads(streamed) == json.loads(call.function.arguments)
+
+    turns = [answer.message.model_dump(exclude_none=True)]
+    turns += [{"role": "tool", "tool_call_id": call.id, "content": "yes"}]
+    asked |= {"messages": [*MESSAGES, *turns], "tool_choice": "none", **GREEDY}
+    assert python.chat.completions.create(**asked).choices[0].message.content
 
 
 def test_openai_errors(python: openai.OpenAI, stopped_key: str) -> None:

@@ -144,19 +144,27 @@ def test_unknown_fields_are_no_error(served: Served) -> None:
     assert answered.status_code == 200
 
 
-def test_50_megabytes_by_their_own_word(served: Served, connection: socket.socket) -> None:
+CONSENT = "/v1/feedback/consent"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("PUT", CONSENT)])
+def test_50_megabytes_by_their_own_word(
+    served: Served, connection: socket.socket, method: str, path: str
+) -> None:
     """Refused before anything of it is read."""
     size = f"Content-Length: {50 * MEBIBYTE}"
-    connection.sendall(head("POST", CHAT, served.keys["pirate"], JSON, size))
+    connection.sendall(head(method, path, served.keys["pirate"], JSON, size))
     status, _, text = answer(connection)
     assert (status, code_of(text)) == (413, "request_too_large")
 
 
-def test_50_megabytes_in_chunks(served: Served, connection: socket.socket) -> None:
+@pytest.mark.parametrize(("method", "path"), [("POST", CHAT), ("PUT", CONSENT)])
+def test_50_megabytes_in_chunks(
+    served: Served, connection: socket.socket, method: str, path: str
+) -> None:
     """Refused once it is too much, whatever follows."""
-    connection.sendall(
-        head("POST", CHAT, served.keys["pirate"], JSON, "Transfer-Encoding: chunked")
-    )
+    chunked = "Transfer-Encoding: chunked"
+    connection.sendall(head(method, path, served.keys["pirate"], JSON, chunked))
     piece = b"%x\r\n" % MEBIBYTE + b" " * MEBIBYTE + b"\r\n"
     for _ in range(50):
         connection.sendall(piece)

@@ -59,6 +59,22 @@ def test_requests_per_minute(served: Served) -> None:
     assert chat(served, key).status_code == 200
 
 
+def test_every_post_and_put_under_v1_counts(served: Served) -> None:
+    """What writes to the database and asks no engine is not free either."""
+    key = limited(served, "clicks", requests_per_minute=3)
+    url, headers = f"{served.server.url}/v1/feedback", {"Authorization": f"Bearer {key}"}
+    answers: list[httpx.Response] = []
+    while not answers or (answers[-1].status_code < 429 and len(answers) < 10):
+        keep = {"keep": len(answers) % 2 == 0}
+        answers.append(httpx.put(f"{url}/consent", headers=headers, json=keep, timeout=60))
+    assert len(answers) in (4, 5)  # a window that turns meanwhile rounds down once
+    assert {answer.status_code for answer in answers[:-1]} == {200}
+    refused(answers[-1], 429, "rate_limit_exceeded")
+    said = {"completion_id": "x", "rating": "up"}
+    refused(httpx.post(url, headers=headers, json=said, timeout=60), 429, "rate_limit_exceeded")
+    refused(chat(served, key), 429, "rate_limit_exceeded")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_per_minute(served: Served, stream: bool) -> None:
     key = limited(served, f"wordy-{stream}".lower(), tokens_per_minute=15)
