@@ -16,6 +16,7 @@ import httpx
 
 from adapters.accounts import Role
 from adapters.registry import open_registry
+from server.log_pipe import Lines
 
 from processes import nothing_left, started, wait_until_ready
 from served import QUESTION
@@ -102,3 +103,20 @@ def test_a_first_key_that_nobody_was_shown_is_none(tmp_path: Path) -> None:
         assert not registry.accounts.has_key(Role.ADMIN)
     finally:
         registry.close()
+
+
+def test_a_line_that_is_cut_short_spoils_no_other() -> None:
+    out, into = os.pipe()
+    try:
+        room = fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(into, False)
+        lines = Lines(into)
+        lines.write("a" * 2 * room + "\n")
+        lines.write("lost\n")
+        assert os.read(out, 2 * room) == b"a" * room
+        lines.write("b\n")
+        empty, notice, line, end = os.read(out, room).decode().split("\n")
+        assert (empty, json.loads(notice)["lines"], line, end) == ("", 1, "b", "")
+    finally:
+        os.close(out)
+        os.close(into)
