@@ -25,6 +25,8 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import linear
 
+from server.engine.quiet import keep_texts_out
+
 Rows = npt.NDArray[np.int64]
 
 PADDING = 4
@@ -182,11 +184,13 @@ def _add_one(
 def install() -> None:
     """Put the products above in place of vLLM's on CPU platforms (the plugin's entry point).
 
+    On all platforms it is also what keeps users' texts out of the log of each of vLLM's processes.
     Safe to call more than once, as vLLM asks of a general plugin. Raises AttributeError when vLLM
     no longer has one of the names: better no start than wrong answers.
     """
     from vllm.platforms import current_platform
 
+    keep_texts_out()
     if current_platform.is_cpu():
         from server.engine import cpu_punica
 
