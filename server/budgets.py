@@ -69,7 +69,8 @@ class Budgets:
         try:
             while True:
                 await asyncio.sleep(WRITE_SECONDS)
-                await asyncio.to_thread(self.write)
+                if self._unwritten:
+                    await asyncio.to_thread(self.write)
         finally:
             self.write()
 
@@ -120,7 +121,8 @@ class Budgets:
 
 
 def this_month() -> str:
-    return datetime.now(UTC).strftime("%Y-%m")
+    today = time.gmtime()  # a tenth of what a datetime takes, and asked twice a request
+    return f"{today.tm_year:04}-{today.tm_mon:02}"
 
 
 def seconds_left_of_the_month() -> float:

@@ -142,7 +142,8 @@ class Keeping:
         try:
             while True:
                 await asyncio.sleep(WRITE_SECONDS)
-                await asyncio.to_thread(self.write)
+                if self._queue:
+                    await asyncio.to_thread(self.write)
                 if time.monotonic() - swept >= EXPIRE_SECONDS:
                     swept = time.monotonic()
                     await asyncio.to_thread(self._expire)

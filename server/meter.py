@@ -126,8 +126,9 @@ class Meter:
 
     def seconds_in(self, phase: Phase) -> float | None:
         """How long it was in this phase; None where it never was."""
-        spans = [end - began for entered, began, end in self.phase_ends() if entered is phase]
-        return sum(spans) if spans else None
+        if all(entered is not phase for entered, _ in self.phases):
+            return None
+        return sum(end - began for entered, began, end in self.phase_ends() if entered is phase)
 
     @property
     def seconds(self) -> float:

@@ -1,7 +1,8 @@
 """How many requests and tokens in a minute: counted over a sliding window, here or in Redis.
 
-Owns the counting, with the `limits` library's sliding-window counter, and what is told to the
-client about it. Refuses to know whose the limits are (`limiting.py`) and budgets (`budgets.py`).
+Owns the counting, by the `limits` library's sliding windows where it is shared and by `windows.py`
+where it is not, and what is told to the client about it. Refuses to know whose the limits are
+(`limiting.py`) and budgets (`budgets.py`).
 
 **Tokens are charged when they are known**, after the answer, and a request is let in while any are
 left. So a user can go over by what his running requests still use, at most `streams` times the
@@ -18,21 +19,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import structlog
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import SlidingWindowCounterSupport, Storage
 from limits.aio.storage.redis import RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from server.errors import RateLimited
-from server.windows import WindowsInMemory
+from server.windows import WINDOW, Counted, Windows
 
 log = structlog.get_logger(__name__)
 
-MINUTE = 60
 REDIS_SECONDS = 0.5
 """A Redis that does not answer for so long is not there, for `AWAY_SECONDS`."""
 AWAY_SECONDS = 5.0
@@ -41,8 +39,7 @@ Kind = Literal["requests", "tokens"]
 Holder = Literal["user", "key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(NamedTuple):
     """At most `limit` of its kind in a minute for whoever is called `key`."""
 
     kind: Kind
@@ -58,11 +55,10 @@ class _PerMinute(RateLimitItemPerMinute):
         return "/".join((self.namespace, *map(str, identifiers)))
 
 
-UNBOUNDED = _PerMinute(2**53, namespace="bapo")
+UNBOUNDED = 2**53
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How far a rate is used up."""
 
     rate: Rate
@@ -77,7 +73,7 @@ class Rates:
     """Counts of everybody; used from one event loop."""
 
     def __init__(self, redis_url: str | None = None) -> None:
-        self._local = SlidingWindowCounterRateLimiter(WindowsInMemory())
+        self._local = Windows()
         self._shared: SlidingWindowCounterRateLimiter | None = None
         self._away_until = -math.inf
         self._redis: RedisStorage | None = None
@@ -114,23 +110,22 @@ class Rates:
                 await self._hit(rate, tokens, bounded=False)
 
     async def _hit(self, rate: Rate, count: int, *, bounded: bool = True) -> bool:
-        item = _PerMinute(rate.limit, namespace="bapo") if bounded else UNBOUNDED
+        limit = rate.limit if bounded else UNBOUNDED
         if shared := self._reachable():
             try:
-                return await shared.hit(item, *_name(rate), cost=count)
+                return await shared.hit(_item(limit), _key(rate), cost=count)
             except Exception as error:
                 self._lost(error)
-        return await self._local.hit(item, *_name(rate), cost=count)
+        return self._local.hit(_key(rate), count, limit)
 
     async def _standing(self, rate: Rate) -> Standing:
-        key = UNBOUNDED.key_for(*_name(rate))
-        if shared := self._reachable():
+        if self._redis is not None and self._reachable():
             try:
-                return _read(rate, *await _windows(shared.storage).get_sliding_window(key, MINUTE))
+                key = _item(UNBOUNDED).key_for(_key(rate))
+                return _read(rate, Counted(*await self._redis.get_sliding_window(key, WINDOW)))
             except Exception as error:
                 self._lost(error)
-        local = _windows(self._local.storage)
-        return _read(rate, *await local.get_sliding_window(key, MINUTE))
+        return _read(rate, self._local.read(_key(rate)))
 
     def _reachable(self) -> SlidingWindowCounterRateLimiter | None:
         return self._shared if time.monotonic() >= self._away_until else None
@@ -145,25 +140,22 @@ class Rates:
         return self._shared is None or self._reachable() is not None
 
 
-def _name(rate: Rate) -> tuple[str, str, str]:
-    return rate.kind, rate.holder, rate.key
+def _key(rate: Rate) -> str:
+    return f"{rate.kind}/{rate.holder}/{rate.key}"
 
 
-def _windows(storage: Storage) -> SlidingWindowCounterSupport:
-    if not isinstance(storage, SlidingWindowCounterSupport):
-        raise TypeError("this storage has no sliding windows")
-    return storage
+def _item(limit: int) -> _PerMinute:
+    return _PerMinute(limit, namespace="bapo")
 
 
-def _read(
-    rate: Rate, previous: int, previous_left: float, current: int, current_left: float
-) -> Standing:
+def _read(rate: Rate, counted: Counted) -> Standing:
     """A standing from the counts of the last window and of the one that runs.
 
     The last one's weigh less and less until the running one ends, and then the running one's do.
     """
-    used = previous * previous_left / MINUTE + current
-    left = min(max(current_left - MINUTE, 0.0), float(MINUTE))
+    previous, previous_left, current, current_left = counted
+    used = previous * previous_left / WINDOW + current
+    left = min(max(current_left - WINDOW, 0.0), float(WINDOW))
     remaining = max(0, rate.limit - math.floor(used))
     wait = 0.0 if remaining else _until(max(rate.limit - 1, 0), previous, current, left)
     return Standing(rate, remaining, wait, _until(0, previous, current, left))
@@ -171,11 +163,11 @@ def _read(
 
 def _until(target: int, previous: int, current: int, left: float) -> float:
     """Seconds until no more than `target` count, `left` being what the running window has left."""
-    if previous * left / MINUTE + current <= target:
+    if previous * left / WINDOW + current <= target:
         return 0.0
     if current <= target:
-        return left - (target - current) * MINUTE / previous
-    return left + MINUTE * (1 - target / current)
+        return left - (target - current) * WINDOW / previous
+    return left + WINDOW * (1 - target / current)
 
 
 def _refusal(standing: Standing) -> RateLimited:

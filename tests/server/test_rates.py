@@ -18,7 +18,7 @@ from server import rates as rates_module
 from server.budgets import Budgets, seconds_left_of_the_month, this_month
 from server.errors import RateLimited
 from server.rates import Rate, Rates, Standing, _read, headers_of
-from server.windows import MOST_KEYS, WindowsInMemory
+from server.windows import MOST_KEYS, Counted, Windows
 
 from redis_server import redis_server
 
@@ -36,31 +36,27 @@ async def admitted(rates: Rates, *wanted: Rate) -> bool:
 
 def test_a_window_slides() -> None:
     now = 600.0
-    windows = WindowsInMemory(lambda: now)
+    windows = Windows(lambda: now)
 
-    async def hits(count: int) -> int:
-        return sum([await windows.acquire_sliding_window_entry("k", 6, 60) for _ in range(count)])
+    def hits(count: int) -> int:
+        return sum([windows.hit("k", 1, 6) for _ in range(count)])
 
-    assert asyncio.run(hits(10)) == 6
+    assert hits(10) == 6
     now = 660.0  # all of them still count, since they may have been made a moment ago
-    assert asyncio.run(hits(10)) == 0
+    assert hits(10) == 0
     now = 690.0  # half of them
-    assert asyncio.run(hits(10)) == 3
+    assert hits(10) == 3
     now = 1000.0
-    assert asyncio.run(hits(10)) == 6
+    assert hits(10) == 6
     now = 10.0  # a clock that goes back locks nobody out
-    assert asyncio.run(hits(10)) == 6
+    assert hits(10) == 6
 
 
 def test_windows_are_bounded() -> None:
-    windows = WindowsInMemory()
-
-    async def many() -> int | None:
-        for number in range(MOST_KEYS + 10):
-            await windows.acquire_sliding_window_entry(f"k{number}", 1, 60)
-        return await windows.reset()
-
-    assert asyncio.run(many()) == MOST_KEYS
+    windows = Windows()
+    for number in range(MOST_KEYS + 10):
+        windows.hit(f"k{number}", 1, 1)
+    assert len(windows) == MOST_KEYS
 
 
 @pytest.mark.parametrize(
@@ -77,7 +73,7 @@ def test_how_long_to_wait(
     previous: int, current: int, left: float, remaining: int, wait: float, reset: float
 ) -> None:
     rate = Rate("requests", "user", "ann", 10)
-    standing = _read(rate, previous, left if previous else 0.0, current, left + 60)
+    standing = _read(rate, Counted(previous, left if previous else 0.0, current, left + 60))
     assert standing.remaining == remaining
     assert standing.wait == pytest.approx(wait)
     assert standing.reset == pytest.approx(reset)
