@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from server.corked import CorkedTransport
 from server.errors import HeadTooLarge, ServerError, TooSlow, error_body
 
 BYTES_A_SECOND = 16 * 1024
@@ -36,7 +37,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._has_begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, CorkedTransport(transport, self.loop)))
         self._must_send_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
