@@ -12,18 +12,25 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from server.auth import OPEN_PATHS
+from server.routing import ADAPTER_HEADERS
 
 SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, as OpenAI's"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
-SPEAKING_FOR = {
-    "name": "X-User-Id",
-    "in": "header",
-    "required": False,
-    "description": "the user whom a service or admin key speaks for",
-    "schema": {"type": "string"},
-}
+
+
+INFERENCE = "inference"
+"""The tag of the routes that take an adapter's header."""
+
+
+def _header(name: str, says: str) -> dict[str, Any]:
+    told = {"name": name, "in": "header", "required": False, "description": says}
+    return {**told, "schema": {"type": "string"}}
+
+
+SPEAKING_FOR = _header("X-User-Id", "the user whom a service or admin key speaks for")
+SELECTING = [_header(name, says) for name, says in ADAPTER_HEADERS.items()]
 
 
 def describe(app: FastAPI) -> None:
@@ -42,6 +49,8 @@ def describe(app: FastAPI) -> None:
                         operation["security"] = []
                     else:
                         operation.setdefault("parameters", []).append(SPEAKING_FOR)
+                    if INFERENCE in operation.get("tags", ()):
+                        operation["parameters"] += SELECTING
             app.openapi_schema = made
         return app.openapi_schema
 

@@ -30,6 +30,11 @@ from server.meter import Phase, current
 from server.pool import AdapterPool
 from server.presence import while_present
 
+ADAPTER_HEADERS = {
+    "X-Adapter-Id": "`<adapter>[@version]`, or `base`",
+    "X-Amzn-SageMaker-Adapter-Identifier": "SageMaker's name for the same",
+}
+"""By which a request names its adapter; the first that is there counts."""
 BASE_REF = AdapterRef(BASE, None)
 
 

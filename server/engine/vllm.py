@@ -51,11 +51,12 @@ from vllm.utils import func_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine import requests, sequences, warm
+from server.engine import rendering, requests, sequences, warm
 from server.engine.events import in_our_shape
 from server.engine.options import parse_options
 from server.errors import BadRequest, EngineRefusal, EngineUnavailable, ServerError
-from server.meter import CLIENT_CLOSED, current
+from server.meter import current
+from server.presence import Stream, while_present
 from server.settings import Settings
 
 __all__ = [
@@ -100,7 +101,7 @@ STOPPED = "the engine has stopped; it will be back, try again"
 
 
 class Handler(Protocol):
-    def __call__(self, request: Any, raw_request: Request) -> Awaitable[Response | None]: ...
+    def __call__(self, request: Any, raw_request: Request) -> Awaitable[Response]: ...
 
 
 class Engine:
@@ -129,6 +130,8 @@ class Engine:
             )
             undo.callback(llm.shutdown)
             _without_names_in_labels(llm)
+            if not args.trust_request_chat_template:  # such a one may never come to its end
+                rendering.install(llm.renderer)
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
             undo.pop_all()
         _settle_the_heap()
@@ -250,17 +253,18 @@ class Engine:
             # An answer's id, by which feedback will know it, is nobody's to choose.
             made = cast("Callable[[], str] | None", named.default_factory)
             request.request_id = made() if made else named.default
-        response = await self._guarded(lambda: handler(request, raw_request))
+        with rendering.prompt_of(await raw_request.body()):
+            answering = self._guarded(lambda: _alone(handler)(request, raw_request))
+            response = await while_present(raw_request.receive, answering)
         current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
-        if response is None:
-            return Response(status_code=CLIENT_CLOSED)
         if isinstance(response, JSONResponse) and response.status_code >= 400:
             if not self.alive:
                 raise EngineUnavailable(STOPPED)
             error = json.loads(bytes(response.body))["error"]
             raise _refusal(error["message"], response.status_code, error.get("param"))
         if isinstance(response, StreamingResponse):
-            response.body_iterator = in_our_shape(aiter(response.body_iterator), self._refusal)
+            events = in_our_shape(aiter(response.body_iterator), self._refusal)
+            return Stream(events, headers=response.headers)
         return response
 
     def _refusal(self, error: dict[str, Any]) -> ServerError:
@@ -306,6 +310,11 @@ class Engine:
             if answer.code >= 500:
                 log.error("engine_error", exc_info=error)
             raise _refusal(answer.message, answer.code, answer.param) from error
+
+
+def _alone(handler: Any) -> Handler:
+    """vLLM's handler without the two tasks in which it listens for the client's leaving itself."""
+    return cast(Handler, handler.__wrapped__)
 
 
 def let_go_of_tokenizers() -> None:

@@ -32,3 +32,11 @@ def test_it_is_valid_and_has_a_schema_for_every_answer(document: dict[str, Any])
                 assert whole is None or "$ref" in whole["schema"], (method, path, code)
     assert len(names) == sum(len(operations) for operations in document["paths"].values())
     assert set(document["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+
+
+def test_a_request_may_name_its_adapter_in_a_header(document: dict[str, Any]) -> None:
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"):
+        names = [one["name"] for one in document["paths"][path]["post"]["parameters"]]
+        assert {"X-Adapter-Id", "X-Amzn-SageMaker-Adapter-Identifier"} < set(names)
+    models = document["paths"]["/v1/models"]["get"]["parameters"]
+    assert [one["name"] for one in models] == ["X-User-Id"]
