@@ -65,7 +65,7 @@ def sent_folder(folder: Path) -> Iterator[bytes]:
     files = sorted((folder / TABLES).iterdir())
     files += [place / name for place in blobs_of(folder) for name in SERVED_FILES]
     files += [folder / HEAD]
-    yield from packed(_member(str(file.relative_to(folder)), file) for file in files)
+    yield from packed(member(str(file.relative_to(folder)), file) for file in files)
 
 
 class Arrival:
@@ -167,11 +167,11 @@ def _members(
 ) -> Iterator[Member]:
     try:
         for file in sorted((scratch / TABLES).iterdir()):
-            yield _member(f"{TABLES}/{file.name}", file)
+            yield member(f"{TABLES}/{file.name}", file)
         for digest in digests:
             with registry.store.lease(digest) as place:
                 for name in SERVED_FILES:
-                    yield _member(str(place_of(Path(), digest) / name), place / name)
+                    yield member(str(place_of(Path(), digest) / name), place / name)
     except AdapterError as error:
         sentence = str(error).encode()
         yield ERROR, len(sentence), [sentence]
@@ -179,7 +179,8 @@ def _members(
         yield HEAD, len(head), [head]
 
 
-def _member(name: str, file: Path) -> Member:
+def member(name: str, file: Path) -> Member:
+    """A file on the disk, for an archive."""
     return name, file.stat().st_size, _content(file)
 
 

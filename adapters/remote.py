@@ -3,7 +3,7 @@
 Owns the HTTP calls and turning error answers back into sentences. Refuses tables and flags.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from adapters.carriage import Arrival, sent_folder
 from adapters.errors import AdapterError, InvalidAdapter
 from adapters.experiments_calls import RemoteExperiments
 from adapters.feedback_calls import RemoteFeedback
+from adapters.fetching import VersionArrival
 from adapters.transfer import Transfer, check_export, new_export
 
 UPLOAD_SECONDS = 600
@@ -90,11 +91,18 @@ class RemoteRegistry(RemoteExperiments, RemoteFeedback):
             arrival = Arrival(draft)
             try:
                 with self._answering():
-                    self._receive("/admin/registry", arrival)
+                    self._receive("/admin/registry", arrival.feed)
                 arrival.finish()
             finally:
                 arrival.close()
             return check_export(draft)
+
+    def fetch(self, adapter_id: str, version: int, digest: str, folder: Path) -> None:
+        """The files of one version into the new `folder`, which are those of this digest."""
+        arrival = VersionArrival(folder, digest)
+        with self._answering():
+            self._receive(f"/admin/adapters/{adapter_id}/versions/{version}/files", arrival.feed)
+        arrival.finish()
 
     def import_(self, folder: Path) -> Transfer:
         pieces = sent_folder(folder)
@@ -175,14 +183,14 @@ class RemoteRegistry(RemoteExperiments, RemoteFeedback):
             raise AdapterError(_sentence(answer))
         return answer.json() if answer.content else None
 
-    def _receive(self, path: str, arrival: Arrival) -> None:
+    def _receive(self, path: str, feed: Callable[[bytes], None]) -> None:
         get = httpx.stream("GET", self._url + path, headers=self._headers, timeout=UPLOAD_SECONDS)
         with get as answer:
             if answer.is_error:
                 answer.read()
                 raise AdapterError(_sentence(answer))
             for piece in answer.iter_bytes():
-                arrival.feed(piece)
+                feed(piece)
 
     @contextmanager
     def _answering(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """The files of every version of one adapter, to be read and not kept.
 
-Owns where they come from: leases on the store where the registry is here, an export where it is a
-server's, which has no smaller way to hand files out. Refuses what is done with them.
+Owns where they come from: leases on the store where the registry is here, copies of this adapter's
+versions where it is a server's. Refuses what is done with them.
 """
 
 import tempfile
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.artifact import Manifest
+from adapters.remote import RemoteRegistry
 from adapters.terminal import Where
-from adapters.transfer import place_of
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,17 @@ def versions_of(where: Where, adapter_id: str) -> Iterator[list[VersionFiles]]:
     """
     with where.registry() as registry, ExitStack() as held:
         listed = registry.describe(adapter_id)["versions"]
-        if where.server:
+        numbers = {row["digest"]: row["version"] for row in listed}  # equal bytes are read once
+        folders: dict[str, Path] = {}
+        if isinstance(registry, RemoteRegistry):
             work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="bapo-history-")))
-            registry.export(work / "export")
-            folders = {row["digest"]: place_of(work / "export", row["digest"]) for row in listed}
+            for digest, version in numbers.items():
+                folders[digest] = work / str(version)
+                registry.fetch(adapter_id, version, digest, folders[digest])
         else:
             store = held.enter_context(where.local()).store
-            folders = {
-                digest: held.enter_context(store.lease(digest))
-                for digest in {row["digest"] for row in listed}
-            }
+            for digest in numbers:
+                folders[digest] = held.enter_context(store.lease(digest))
         yield [
             VersionFiles(
                 f"{adapter_id}@{row['version']}",

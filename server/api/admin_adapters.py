@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Header, UploadFile
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.artifact import ADAPTER_FILES
+from adapters.fetching import sent_version
 from adapters.files import disk_errors
 from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
+from server.api.archives import ARCHIVE, sent
 from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
 from server.dependencies import AdminDep, BaseDep, OptionalLive, RegistryDep, SettingsDep
 from server.errors import BadRequest
@@ -158,6 +161,18 @@ async def set_grants(
 
     await run_in_threadpool(grant)
     return grants.model_dump()
+
+
+@router.get(
+    "/{adapter_id:path}/versions/{version}/files",
+    response_class=StreamingResponse,
+    responses={200: ARCHIVE},
+)
+async def get_files(
+    adapter_id: str, version: int, admin: AdminDep, registry: RegistryDep
+) -> StreamingResponse:
+    """The two files of a version in the form that is served, as a tar."""
+    return await sent(sent_version(registry, adapter_id, version))
 
 
 @router.get("/{adapter_id:path}", response_model=AdapterDetails)

@@ -6,7 +6,6 @@ Admin keys only. Neither way is more than a piece of it in memory. The archive i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,21 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import StreamingResponse
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 
 from adapters.carriage import importing, sent_registry
 from adapters.validation import validate
+from server.api.archives import ARCHIVE, sent
 from server.api.bodies import TransferBody
 from server.dependencies import AdminDep, BaseDep, RegistryDep, SettingsDep
 
 router = APIRouter(prefix="/admin/registry", tags=["admin"])
 
-TAR = "application/x-tar"
-ARCHIVE = {"content": {TAR: {"schema": {"type": "string", "format": "binary"}}}}
-
 
 @router.get("", response_class=StreamingResponse, responses={200: ARCHIVE})
 async def export_registry(admin: AdminDep, registry: RegistryDep) -> StreamingResponse:
     """The whole registry: rows, keys' hashes and adapters' bytes."""
-    pieces = sent_registry(registry)
-    first = await run_in_threadpool(next, pieces)  # what fails at once still has a status
-    return StreamingResponse(_sent(first, pieces), media_type=TAR)
+    return await sent(sent_registry(registry))
 
 
 @router.post(
@@ -58,9 +53,3 @@ async def import_registry(
         async for piece in request.stream():
             await run_in_threadpool(under_way.feed, piece)
         return asdict(await run_in_threadpool(under_way.commit))
-
-
-async def _sent(first: bytes, rest: Iterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for piece in iterate_in_threadpool(rest):
-        yield piece

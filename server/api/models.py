@@ -22,7 +22,10 @@ router = APIRouter(tags=["models"])
 
 
 class ModelCard(BaseModel):
-    """OpenAI's model, with the base that an adapter belongs to and the version that answers."""
+    """OpenAI's model, with the base that an adapter belongs to and the version that answers.
+
+    `fingerprint` is the base's (`adapters/base.py`), for who made an adapter to compare with.
+    """
 
     id: str
     object: Literal["model"] = "model"
@@ -30,6 +33,7 @@ class ModelCard(BaseModel):
     owned_by: str = "bapo-server"
     parent: str | None = None
     root: str
+    fingerprint: str
 
 
 class ModelList(BaseModel):
@@ -37,13 +41,19 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-def _base_card(name: str) -> ModelCard:
-    return ModelCard(id=name, root=name)
+def _base_card(name: str, fingerprint: str) -> ModelCard:
+    return ModelCard(id=name, root=name, fingerprint=fingerprint)
 
 
 def _adapter_card(name: str, version: AdapterVersion, base_name: str) -> ModelCard:
     created = int(version.created.timestamp())
-    return ModelCard(id=name, created=created, parent=base_name, root=version.ref)
+    return ModelCard(
+        id=name,
+        created=created,
+        parent=base_name,
+        root=version.ref,
+        fingerprint=version.base_fingerprint,
+    )
 
 
 def _rights(caller: Caller) -> dict[str, Any]:
@@ -61,7 +71,10 @@ async def list_models(
         if version.base_fingerprint == base.fingerprint and not canary.holds(version)
     ]
     return ModelList(
-        data=[_base_card(name), *(_adapter_card(v.adapter_id, v, name) for v in served)]
+        data=[
+            _base_card(name, base.fingerprint),
+            *(_adapter_card(v.adapter_id, v, name) for v in served),
+        ]
     )
 
 
@@ -77,12 +90,12 @@ async def get_model(
     """Any name that a request's `model` could have."""
     name = settings.base_name
     if model == name:
-        return _base_card(name)
+        return _base_card(name, base.fingerprint)
     if not model:  # which a request may leave out
         raise AdapterNotFound(model)
     version, _ = await run_in_threadpool(select, view, caller, None, model, name)
     if version is None:
-        return _base_card(name)
+        return _base_card(name, base.fingerprint)
     refuse_other_base(version, base.fingerprint)
     canary.refuse_quarantined(version)
     return _adapter_card(model, version, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,13 @@ def test_tasks_on_the_server_have_the_figures_of_the_model_in_memory(
     base, pirate = ([item.metrics[m]["acc"] for item in here.items.tasks] for m in here.names)
     assert base != pirate
     assert there.compared(version)["tasks.likings.acc"].n == 8
+    other = shutil.copytree(POCKET, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 1.0}))
+    strange = ["--model", str(other), *command[2:], str(tmp_path / "c"), *on_server]
+    told = CliRunner().invoke(evaluate, strange)
+    assert told.exit_code == 1
+    assert "give the model that the server serves" in told.stderr
     on_server[-1] = "x"
     unknown = CliRunner().invoke(evaluate, [*command, str(tmp_path / "c"), *on_server])
     assert unknown.exit_code == 1

@@ -20,9 +20,12 @@ import pytest
 from sqlalchemy import update
 from typer.testing import CliRunner
 
+from adapters.artifact import artifact_digest
 from adapters.cli import adapters_app
 from adapters.db import VersionRow, writing
 from adapters.registry import open_registry
+from adapters.terminal import Where
+from adapters.versioned import versions_of
 
 from served import QUESTION, Served, admin, refused
 from serving import Server, free_port
@@ -149,3 +152,22 @@ def ask(server: Server, key: str) -> httpx.Response:
 
 def auth(server: Server) -> dict[str, str]:
     return {"Authorization": f"Bearer {server.admin_key}"}
+
+
+def test_one_adapters_versions_are_fetched_without_the_rest(served: Served, tmp_path: Path) -> None:
+    where = Where(server=served.server.url, key=served.server.admin_key)
+    listed = admin(served, "GET", "/adapters/pirate").json()["versions"]
+    with versions_of(where, "pirate") as found:
+        assert [one.name for one in found] == [f"pirate@{row['version']}" for row in listed]
+        for one, row in zip(found, listed, strict=True):
+            assert artifact_digest(one.folder) == row["digest"]
+            assert one.manifest is not None
+            assert one.manifest.name == row["manifest"]["name"]
+        gone = found[0].folder
+    assert not gone.exists()
+    path = "/adapters/pirate/versions/1/files"
+    assert admin(served, "GET", path).headers["Content-Type"] == "application/x-tar"
+    refused(admin(served, "GET", path.replace("1", "99")), 404, "model_not_found")
+    stranger = {"Authorization": f"Bearer {served.keys['pirate']}"}
+    denied = httpx.get(f"{served.server.url}/admin{path}", headers=stranger)
+    assert denied.status_code == httpx.codes.FORBIDDEN
