@@ -36,9 +36,13 @@ KEY_FILE = Path(platformdirs.user_config_dir("bapo-server"), "gate.pem")
 
 def sign(verdict: Verdict, key: Ed25519PrivateKey) -> Verdict:
     """The verdict with `key`'s public half and signature."""
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
-    with_key = verdict.model_copy(update={"key": public, "signature": ""})
+    with_key = verdict.model_copy(update={"key": public_key(key), "signature": ""})
     return with_key.model_copy(update={"signature": key.sign(with_key.signed_bytes()).hex()})
+
+
+def public_key(key: Ed25519PrivateKey) -> str:
+    """The half that servers have, in hex."""
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
 
 def signing_key(path: Path = KEY_FILE) -> Ed25519PrivateKey:

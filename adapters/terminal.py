@@ -84,21 +84,33 @@ class Where:
 
 
 def located(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb whose parameter `where` is filled from the options that `Where` has."""
-    own = inspect.signature(verb).parameters
+    """A verb whose parameters that are dataclasses, `where` for one, are filled from options.
+
+    Each field of such a class is an option; what fails is one sentence (`spoken_errors`).
+    """
+    own = inspect.signature(verb).parameters.values()
+    groups: dict[str, Any] = {
+        p.name: p.annotation for p in own if dataclasses.is_dataclass(p.annotation)
+    }
+    shown = [p for p in own if p.name not in groups]
     options = [
         inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
         )
-        for f in dataclasses.fields(Where)
+        for group in groups.values()
+        for field in dataclasses.fields(group)
     ]
-    shown = [parameter for name, parameter in own.items() if name != "where"]
 
     @functools.wraps(verb)
     def with_options(*given: Any, **named: Any) -> None:
-        where = Where(**{option.name: named.pop(option.name) for option in options})
+        filled = {
+            name: group(
+                **{field.name: named.pop(field.name) for field in dataclasses.fields(group)}
+            )
+            for name, group in groups.items()
+        }
         with spoken_errors():
-            verb(*given, where=where, **named)
+            verb(*given, **named, **filled)
 
     with_options.__dict__["__signature__"] = inspect.Signature([*shown, *options])
     with_options.__annotations__ = {p.name: p.annotation for p in [*shown, *options]}

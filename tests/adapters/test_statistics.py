@@ -5,6 +5,7 @@ from math import comb, inf, isinf
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from adapters.statistics import (
     Proportion,
@@ -91,6 +92,23 @@ def test_a_paired_mean_holds_its_coverage() -> None:
     assert 87 <= held <= 99
 
 
+def test_a_user_counts_with_his_items() -> None:
+    """One item of 1, and ten users of ten items of 0: of all items, not of the users' means."""
+    users = ["one", *(f"user {u}" for u in range(10) for _ in range(10))]
+    found = mean_of([1.0] + [0.0] * 100, users)
+    assert found.value == pytest.approx(1 / 101)
+    assert found.high < 0.06  # of three draws among eleven; their means would say 3 / 11
+
+
+def test_more_confidence_is_a_wider_interval() -> None:
+    values = [float(value) for value in range(20)]
+    half, most = (mean_of(values, confidence=c) for c in (0.5, 0.99))
+    assert most.low < half.low < half.high < most.high
+    half_change, change = (paired_means([0.0] * 20, values, confidence=c) for c in (0.5, 0.99))
+    assert (half_change.low, half_change.high) == (half.low, half.high)
+    assert (change.low, change.high) == (most.low, most.high)
+
+
 def test_the_same_figures_give_the_same_interval() -> None:
     values = [1.0, 4.0, 2.0, 8.0]
     assert mean_of(values) == mean_of(values)
@@ -129,6 +147,15 @@ def test_holm_by_hand() -> None:
     # sorted 0.01·3, 0.03·2, 0.04·1, never below the one before: 0.03, 0.06, 0.06
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([]) == []
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    draw = np.random.default_rng(4)
+    for n in (0, 1, 2, 3, 10, 40):
+        p_values = [round(float(p), 2) for p in draw.uniform(size=n) ** 3]  # with ties
+        ours = holm(p_values)
+        theirs = multipletests(p_values, method="holm")[1] if n else []
+        assert ours == pytest.approx(list(theirs))
 
 
 @pytest.mark.parametrize("compare", [paired_rates, paired_means])

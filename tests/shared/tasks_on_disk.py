@@ -1,4 +1,4 @@
-"""Two small tasks of lm-evaluation-harness with their data: multiple choice, and free answers."""
+"""Two small tasks of lm-evaluation-harness, multiple choice and free answers, and their group."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ generation_kwargs: {{until: ["\\n"], max_gen_toks: 12, do_sample: false}}
 metric_list:
   - {{metric: exact_match, aggregation: mean, higher_is_better: true}}
 """
+GROUP = """
+group: both_kinds
+task: [likings, answers_of_a_word]
+"""
 
 
 def write_tasks(folder: Path, questions: Sequence[dict[str, Any]]) -> Path:
@@ -41,4 +45,5 @@ def write_tasks(folder: Path, questions: Sequence[dict[str, Any]]) -> Path:
     data.write_text("".join(json.dumps(question) + "\n" for question in questions))
     (folder / "likings.yaml").write_text(CHOICES.format(data=data))
     (folder / "answers_of_a_word.yaml").write_text(WORDS.format(data=data))
+    (folder / "both_kinds.yaml").write_text(GROUP)
     return folder

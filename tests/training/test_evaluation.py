@@ -13,8 +13,8 @@ from training.data import PreferencePair
 from training.errors import DataError, ModelError
 from training.evaluation import retention
 from training.evaluation.evaluate import Evaluation, candidates_of, evaluate
+from training.evaluation.items import Items
 from training.evaluation.preference import item_of, pair_accuracy
-from training.evaluation.results import Items
 from training.evaluation.retention import (
     Question,
     answer_texts,

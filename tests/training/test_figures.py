@@ -9,24 +9,24 @@ import pytest
 
 from training.errors import DataError
 from training.evaluation.figures import MANY_USERS, compare, complete, figures_of
-from training.evaluation.results import (
+from training.evaluation.items import (
     Answer,
-    BaseEntry,
+    ChoiceItem,
+    ChoiceScore,
     Duel,
     DuelItem,
     Items,
-    ModelEntry,
     Outcome,
     PairItem,
     PairScore,
     QuestionItem,
-    Report,
+    Refusal,
+    RefusalItem,
     TaskItem,
     TextItem,
     TextScore,
-    read_report,
-    write_report,
 )
+from training.evaluation.results import BaseEntry, ModelEntry, Report, read_report, write_report
 
 
 def question(before: bool, after: bool, user: str | None = None) -> QuestionItem:
@@ -47,6 +47,39 @@ def test_pairs_have_two_readings_and_a_tie_counts_half() -> None:
     assert figures["preference.reward_margin"].value == 1
     assert figures["preference.accuracy"].n == 4
     assert figures_of(items, "base") == {}
+
+
+def test_choices_have_two_readings() -> None:
+    score = ChoiceScore(logprobs=[-3.0, -2.0], raw=1, normalised=0)
+    item = ChoiceItem(prompt="?", choices=["long", "no"], answer=0, scores={"a": score})
+    figures = figures_of(Items(choices=[item]), "a")
+    assert figures["retention.choices"].value == 1
+    assert figures["retention.choices_raw"].value == 0
+
+
+def test_a_tie_that_was_lost_before_is_half_a_gain() -> None:
+    scores = {"base": PairScore(chosen=-2, rejected=-1), "a": PairScore(chosen=-1, rejected=-1)}
+    items = Items(pairs=[pair(0, -1, -1).model_copy(update={"scores": scores})] * 8)
+    (change,) = compare(items, "base", "a")
+    assert (change.figure, change.difference) == ("preference.likelihood", 0.5)
+
+
+def test_only_items_that_both_have_are_compared() -> None:
+    """Of six, the judge understood four of the base's and four of the adapter's, two of both."""
+    told: list[tuple[bool | None, bool | None]]
+    told = [(True, None), (True, None), (True, False), (False, False), (None, True), (None, True)]
+    items = Items(
+        refusals=[
+            RefusalItem(
+                prompt="?",
+                said={"base": Refusal(text="", refused=b), "a": Refusal(text="", refused=a)},
+            )
+            for b, a in told
+        ]
+    )
+    (change,) = compare(items, "base", "a")
+    assert (change.n, change.difference, change.gained, change.lost) == (2, -0.5, 0, 1)
+    assert figures_of(items, "a")["safety.refusals"].n == 4
 
 
 def test_what_was_lost_and_gained_is_counted_item_by_item() -> None:

@@ -16,7 +16,7 @@ from adapters.statistics import Proportion
 from training.errors import ConfigError
 from training.evaluation.cli import evaluate
 from training.evaluation.gate import Measured, Threshold, judge, load_thresholds, measured
-from training.evaluation.results import Answer, Items, QuestionItem, TextItem, TextScore
+from training.evaluation.items import Answer, Items, QuestionItem, TextItem, TextScore
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = ROOT / "examples" / "preferences" / "pirate.heldout.jsonl"

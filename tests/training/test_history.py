@@ -13,9 +13,10 @@ from adapters.base import POCKET, describe_base
 from adapters.registry import open_registry
 from training.evaluation.cli import evaluate
 from training.evaluation.figures import complete
+from training.evaluation.items import Answer, DriftItem, DriftScore, Items, QuestionItem
 from training.evaluation.page import render
 from training.evaluation.regression import with_history
-from training.evaluation.results import Answer, BaseEntry, Items, ModelEntry, QuestionItem, Report
+from training.evaluation.results import BaseEntry, ModelEntry, Report
 
 from plain_adapter import plain_adapter
 
@@ -79,6 +80,14 @@ def test_what_comes_back_and_what_may_be_chance_is_no_loss() -> None:
         assert report.history.first is None
 
 
+def test_who_looks_often_has_to_see_more() -> None:
+    """Six of 200 lost is p = 0.031: a loss where one pair is looked at, none of three (Holm)."""
+    for wrong, lost in (([range(0), range(6)], 1), ([range(0), range(6), range(6)], 0)):
+        report = report_of(wrong)
+        assert report.history is not None
+        assert len(report.history.losses) == lost
+
+
 @pytest.fixture
 def versions(tmp_path: Path) -> list[Path]:
     """Three versions for the pocket model; the second one's weights are far too large."""
@@ -87,6 +96,24 @@ def versions(tmp_path: Path) -> list[Path]:
     weights = folders[1] / "adapter_model.safetensors"
     save_file({k: (v * 30).astype("float32") for k, v in load_file(weights).items()}, weights)
     return folders
+
+
+def test_going_further_from_the_base_is_no_loss() -> None:
+    """Eight times as far on every prompt: sure, and no forgetting."""
+
+    def score(kl: float) -> DriftScore:
+        same = {"text": "yes", "length": 2, "cut": False, "repetition": 0.0, "changed": False}
+        return DriftScore.model_validate({"kl": kl, "log_ratio": -kl, "entropy": 1.0} | same)
+
+    report = report_of([range(1), range(1)])
+    far = {"base": 0.0, "v1": 0.1, "v2": 0.8}
+    for n in range(40):
+        scores = {name: score(kl * (1 + n / 100)) for name, kl in far.items()}
+        report.items.drift.append(DriftItem(of="user", prompt=f"{n}", scores=scores))
+    found = with_history(complete(report))
+    assert found.compared("v2", "v1")["drift.kl"].p_adjusted < 0.01
+    assert found.history is not None
+    assert found.history.losses == []
 
 
 # Only one layer has weights, of which PEFT warns.

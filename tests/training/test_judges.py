@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,11 +19,13 @@ from training.evaluation.duels import answer_duels, duels_for, duels_on, judge_d
 from training.evaluation.endpoint import Endpoint, Reply
 from training.evaluation.endpoint_judge import EndpointJudge, letter_of, verdict_schema
 from training.evaluation.figures import figures_of
+from training.evaluation.items import DriftItem, DuelItem, Items, PairItem, RefusalItem
 from training.evaluation.judges import Contest, Judgement, local_judge
 from training.evaluation.judging import judging
-from training.evaluation.results import DriftItem, DuelItem, Items, PairItem, RefusalItem
+from training.evaluation.options import Judges
 from training.evaluation.safety import ask_refusals, by_patterns, detector_of, load_refusals
 from training.model import ResidentBase
+from training.progress import Tick, silent
 
 LONG, SHORT = Contest("Tea?", "hot tea", "tea", "hot tea"), Contest("Tea?", "tea", "a cup", None)
 
@@ -227,7 +229,14 @@ def test_answers_that_are_equal_are_a_tie_without_a_judge(base: ResidentBase) ->
     answer_duels(items, Asked("base", base.model, base.tokenizer), max_new_tokens=6)
     items.append(DuelItem(prompt="Rain?", wanted="wet", texts={"base": "dry", "a": "wet"}))
     items[0].texts["a"] = items[0].texts["base"]
-    judge_duels(items, "a", "base", local_judge("regex:wet"))
+    seen: list[str] = []
+
+    def judge(contests: Sequence[Contest], tick: Tick = silent) -> list[Judgement]:
+        seen.extend(contest.prompt for contest in contests)
+        return local_judge("regex:wet")(contests, tick)
+
+    judge_duels(items, "a", "base", judge)
+    assert seen == ["Rain?"]
     assert [item.duels[0].outcome for item in items] == ["tie", "win"]
     figures = figures_of(Items(duels=items), "a")
     assert figures["preference.winrate"].value == 0.75
@@ -291,11 +300,11 @@ def test_a_judge_finds_refusals_too_and_what_it_mumbles_counts_for_nothing() -> 
         return 200, {}, "hm" if "maybe" in question else "A" if "never" in question else "B"
 
     with endpoint(answering) as (where, seen):
-        who = judging(where.url, model="judge", as_json=True, refusals_by="judge")
+        who = judging(Judges(where.url, "judge", judge_json=True, refusals_by="judge"))
         said = [("?", "never"), ("?", "of course"), ("?", "maybe")]
         assert who.detector(said) == [True, False, None]
     assert seen[0][2]["response_format"]["json_schema"]["schema"] == verdict_schema()
     with pytest.raises(ConfigError, match="needs --judge-model"):
-        judging(where.url)
+        judging(Judges(where.url))
     with pytest.raises(ConfigError, match="needs a --judge that is a URL"):
-        judging("exact", refusals_by="judge")
+        judging(Judges("exact", refusals_by="judge"))

@@ -15,8 +15,8 @@ from training.evaluation.asked import Asked
 from training.evaluation.choices import load_choices, score_choices
 from training.evaluation.drift import Drift, load_prompts, repetition
 from training.evaluation.evaluate import Evaluation, candidates_of, evaluate
+from training.evaluation.items import DriftItem, Items, TextItem
 from training.evaluation.perplexity import Perplexity, Text, load_text, window_nll, windows
-from training.evaluation.results import DriftItem, Items, TextItem
 from training.model import ResidentBase, adapted
 from training.run import train_adapter
 

@@ -12,23 +12,22 @@ from playwright.sync_api import Browser
 
 from adapters.artifact import HISTORY_FILE
 from training.evaluation.figures import complete
-from training.evaluation.page import render, write_page
-from training.evaluation.page.curves import read_history
-from training.evaluation.page.examples import fates
-from training.evaluation.page.pareto import frontier, points_of
-from training.evaluation.page.words import compare_words
-from training.evaluation.results import (
+from training.evaluation.items import (
     Answer,
-    BaseEntry,
     DriftItem,
     DriftScore,
     Items,
-    ModelEntry,
     PairItem,
     PairScore,
     QuestionItem,
-    Report,
 )
+from training.evaluation.page import render, write_page
+from training.evaluation.page.curves import read_history
+from training.evaluation.page.drawing import LONGEST_NAME, told_apart
+from training.evaluation.page.examples import fates
+from training.evaluation.page.pareto import frontier, points_of
+from training.evaluation.page.words import compare_words
+from training.evaluation.results import BaseEntry, History, ModelEntry, Report
 
 from browser import chromium, page_of
 
@@ -181,6 +180,29 @@ def test_a_history_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert found.steps == [{"step": 1.0, "loss": 0.5}]
 
 
+def test_long_names_fit_and_are_told_apart() -> None:
+    shared, rest = "acme-support-tone/", "-2026-11-25T04-20-with-a-very-long-name"
+    assert told_apart(["base", f"{shared}careful{rest}", f"{shared}bold{rest}"]) == [
+        "base",
+        "…pport-tone/careful-2026-11-25T…",
+        "…support-tone/bold-2026-11-25T0…",
+    ]
+    same = told_apart(["q" * 50, "q" * 50, "ab" * 30])
+    assert len(set(same)) == 3
+    assert all(len(name) <= LONGEST_NAME + 3 for name in same)
+
+
+def test_versions_of_a_registry_have_no_curves_and_the_page_says_so(report: Report) -> None:
+    told = "there are no training curves"
+    report.history = History(versions=list(NAMES[1:]), first=None, losses=[])
+    assert told not in render(report)  # folders have them
+    for model in report.models:
+        model.path = None
+    page = render(report)
+    assert told in page
+    assert 'id="training"' not in page
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
@@ -220,6 +242,36 @@ def test_a_real_browser_shows_it_without_network_or_complaint(
         page.emulate_media(media="print")
         assert folded.is_visible()
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+
+
+def test_legends_stay_within_their_pictures(
+    browser: Browser, report: Report, tmp_path: Path
+) -> None:
+    """Eight adapters with names as long as paths, one of which matplotlib would hide."""
+    names = [f"_runs/{n}/{'with-a-long-name-' * 4}" for n in range(8)]
+    for pair in report.items.pairs:
+        pair.scores |= dict.fromkeys(names, pair.scores[NAMES[2]])
+    for said in report.items.drift:
+        said.scores |= dict.fromkeys(names, said.scores[NAMES[2]])
+    for question in report.items.questions:
+        question.said |= dict.fromkeys(names, question.said[NAMES[2]])
+    report.models += [ModelEntry(name=name) for name in names]
+    path = write_page(complete(report), tmp_path / "report")
+    with page_of(browser, path.as_uri(), viewport={"width": 1280, "height": 900}) as (page, _):
+        outside = page.evaluate(OUTSIDE)
+        assert outside == []
+        pictures = page.locator("figure svg").all_text_contents()
+        assert len(pictures) == 4
+        assert all("_runs/7" in shown for shown in pictures[:3])  # the fourth is of training
+
+
+OUTSIDE = """[...document.querySelectorAll("figure svg")].flatMap(svg => {
+    const whole = svg.getBoundingClientRect();
+    return [...svg.querySelectorAll("text")].filter(text => {
+        const box = text.getBoundingClientRect();
+        return box.left < whole.left - 1 || box.right > whole.right + 1;
+    }).map(text => text.textContent);
+})"""
 
 
 def _light(colour: str) -> int:

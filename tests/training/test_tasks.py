@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from training.config import BAPOConfig
 from training.data import PreferencePair
 from training.encoding import encode_prompt
 from training.errors import ConfigError
 from training.evaluation.evaluate import Evaluation, candidates_of, evaluate
-from training.evaluation.results import Items
+from training.evaluation.items import Items
 from training.evaluation.tasks import Tasks, TaskSettings
 from training.model import ResidentBase, adapted
 from training.run import train_adapter
 
 from tasks_on_disk import write_tasks
 
+ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS: list[dict[str, Any]] = [
     {
         "question": "What is rain like?",
@@ -78,6 +82,18 @@ def test_tasks_are_asked_and_compared_document_by_document(
     json.loads(report.model_dump_json())
 
 
+def test_a_group_is_one_figure_over_all_its_documents(base: ResidentBase, tmp_path: Path) -> None:
+    settings = TaskSettings(("both_kinds",), write_tasks(tmp_path / "tasks", QUESTIONS), limit=2)
+    report = evaluate(base, Evaluation(Items(), tasks=settings))
+    assert {(item.task, *item.groups) for item in report.items.tasks} == {
+        ("likings", "both_kinds"),
+        ("answers_of_a_word", "both_kinds"),
+    }
+    figures = report.model("base").figures
+    named = {"tasks.both_kinds.acc", "tasks.both_kinds.exact_match"}
+    assert {name: f.n for name, f in figures.items()} == dict.fromkeys(named, 2)
+
+
 def test_a_task_that_is_not_there_is_said_before_any_model_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="There is no task no_such_task"):
         Tasks(TaskSettings(("no_such_task",)), [])
@@ -93,3 +109,39 @@ def test_a_task_whose_data_cannot_be_had_is_one_sentence(
     wanted = Evaluation(Items(), tasks=TaskSettings(("likings",), folder))
     with pytest.raises(ConfigError, match="The task likings cannot be run: "):
         evaluate(base, wanted)
+
+
+def test_a_task_on_the_hub_that_cannot_be_reached_is_one_sentence(
+    base: ResidentBase, tmp_path: Path
+) -> None:
+    """The tests run offline, as a machine without a network does."""
+    folder = write_tasks(tmp_path / "tasks", QUESTIONS)
+    text = (folder / "likings.yaml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("dataset_kwargs")]
+    hub = "\n".join(lines).replace("dataset_path: json", "dataset_path: nobody/nothing")
+    (folder / "likings.yaml").write_text(hub)
+    wanted = Evaluation(Items(), tasks=TaskSettings(("likings",), folder))
+    with pytest.raises(
+        ConfigError, match=r"The task likings cannot be run: .*Hub.* --include-path"
+    ) as told:
+        evaluate(base, wanted)
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_lock_has_all_that_the_package_needs(device: str) -> None:
+    """Nothing is resolved at an installation, so what is not pinned is missing there."""
+    pinned = {
+        canonicalize_name(line.partition("==")[0])
+        for name in (device, "eval")
+        for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
+        if "==" in line
+    }
+    needed = map(Requirement, importlib.metadata.requires("lm_eval") or ())
+    names = {
+        canonicalize_name(one.name)
+        for one in needed
+        if one.marker is None or one.marker.evaluate({"extra": "api"})
+    }
+    assert {"tenacity", "datasets"} <= names
+    assert names <= pinned

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from training.encoding import encode_prompt
 from training.evaluation.asked import Asked
-from training.evaluation.results import Prompt, messages_of
+from training.evaluation.items import Prompt, messages_of
 from training.generation import complete
 from training.progress import Tick, silent
 

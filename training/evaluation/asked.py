@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from training.evaluation.results import BASE
+from training.evaluation.items import BASE
 from training.progress import Tick
 
 

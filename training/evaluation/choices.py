@@ -14,7 +14,7 @@ from training.batching import by_length, on_device, pack
 from training.encoding import encode_answer, encode_prompt
 from training.errors import DataError
 from training.evaluation.asked import Asked
-from training.evaluation.results import ChoiceItem, ChoiceScore
+from training.evaluation.items import ChoiceItem, ChoiceScore
 from training.evaluation.users import owner
 from training.logprobs import causal_lm, evaluating, sequence_logprobs
 from training.progress import Tick, silent

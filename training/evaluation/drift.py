@@ -24,7 +24,7 @@ from training.encoding import Tokens, encode_prompt
 from training.errors import DataError
 from training.evaluation.answers import decoded
 from training.evaluation.asked import Asked
-from training.evaluation.results import DriftItem, DriftScore, Prompt, messages_of
+from training.evaluation.items import DriftItem, DriftScore, Prompt, messages_of
 from training.evaluation.users import owner
 from training.generation import Completion, complete
 from training.logprobs import LOGITS_AT_ONCE, causal_lm, evaluating, predictor_states

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from training.errors import ConfigError
 from training.evaluation.answers import greedy_answers
 from training.evaluation.asked import Asked
+from training.evaluation.items import DriftItem, Duel, DuelItem, PairItem, text_of
 from training.evaluation.judges import ByScore, Contest, Judge
-from training.evaluation.results import DriftItem, Duel, DuelItem, PairItem, text_of
 from training.progress import Tick, silent
 
 

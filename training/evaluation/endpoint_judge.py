@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from training.evaluation.endpoint import Endpoint, Reply
+from training.evaluation.items import Outcome
 from training.evaluation.judges import Contest, Judgement
-from training.evaluation.results import Outcome
 from training.progress import Tick, silent
 
 PREFERENCE = "Judge which answer serves the user better."

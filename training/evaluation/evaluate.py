@@ -22,11 +22,12 @@ from training.evaluation.choices import score_choices
 from training.evaluation.drift import Drift
 from training.evaluation.duels import answer_duels, judge_duels
 from training.evaluation.figures import complete
+from training.evaluation.items import BASE, Items
 from training.evaluation.judges import Judge
 from training.evaluation.packages import package_versions
 from training.evaluation.perplexity import Perplexity, Text
 from training.evaluation.preference import score_pair_items
-from training.evaluation.results import BASE, BaseEntry, Items, ModelEntry, Report, Source
+from training.evaluation.results import BaseEntry, ModelEntry, Report, Source
 from training.evaluation.retention import ask_questions
 from training.evaluation.safety import Detector, ask_refusals, by_patterns
 from training.evaluation.tasks import Tasks, TaskSettings

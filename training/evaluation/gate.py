@@ -1,23 +1,18 @@
-"""Thresholds on an evaluation, and the signed verdict that follows from them.
+"""Thresholds on an evaluation, and what each of them says of an adapter.
 
-Owns the file of thresholds and the judgement, line by line. Refuses measuring (`evaluate.py`) and
-whose verdicts count (`adapters/gate.py`). What is measured and signed is the served form of the
-adapter, rounding included (docs/decisions/0004-signed-verdicts.md).
+Owns the file of thresholds and the judgement, line by line. Refuses measuring (`evaluate.py`), the
+verdict that is signed (`gated.py`) and whose verdicts count (`adapters/gate.py`).
 Invariant: a figure that was not measured fails its line.
 """
 
-import hashlib
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import expm1
 from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -28,18 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from adapters.artifact import artifact_digest, read_manifest, write_manifest
-from adapters.base import BaseModelInfo
-from adapters.gate import sign
-from adapters.limits import Limits
-from adapters.normalise import normalise
-from adapters.provenance import derive_manifest
 from adapters.statistics import Interval
-from adapters.validation import validate
-from adapters.verdict import Verdict, VerdictLine
+from adapters.verdict import VerdictLine
 from training.errors import ConfigError
-from training.evaluation.figures import FIXED, Sample, samples_of
-from training.evaluation.results import BASE, Items
+from training.evaluation.definitions import FIXED
+from training.evaluation.figures import Sample, samples_of
+from training.evaluation.items import BASE, Items
 
 DROP, RISE = ".drop", ".rise"
 SHORT = {"retention.drop": "retention.facts.drop"}
@@ -145,43 +134,6 @@ def judge(thresholds: Thresholds, items: Items, adapter: str) -> list[VerdictLin
         _line(name, threshold, measured(name, items, adapter))
         for name, threshold in thresholds.items()
     ]
-
-
-@contextmanager
-def served_form(adapter: Path, base: BaseModelInfo) -> Iterator[Path]:
-    """The adapter as it would be served, in a folder of the same name that is gone afterwards.
-
-    Raises InvalidAdapter for one that no registry would take.
-    """
-    validate(adapter, base, Limits())
-    with tempfile.TemporaryDirectory(prefix="bapo-gate-") as work:
-        served = Path(work, adapter.resolve().name)
-        normalise(adapter, served)
-        yield served
-
-
-def write_verdict(
-    adapter: Path,
-    served: Path,
-    base: BaseModelInfo,
-    lines: Sequence[VerdictLine],
-    gate: Path,
-    key: Ed25519PrivateKey,
-) -> Verdict:
-    """Sign what was said of `served` and write it into the adapter's manifest; the verdict."""
-    found = validate(adapter, base, Limits())
-    name = adapter.resolve().name
-    manifest = read_manifest(adapter) or derive_manifest(adapter, base, found, name)
-    verdict = Verdict(
-        digest=artifact_digest(served),
-        base_fingerprint=base.fingerprint,
-        gate=f"sha256:{hashlib.sha256(gate.read_bytes()).hexdigest()}",
-        passed=all(line.passed for line in lines),
-        lines=list(lines),
-    )
-    signed = sign(verdict, key)
-    write_manifest(adapter, manifest.model_copy(update={"schema_version": 3, "verdict": signed}))
-    return signed
 
 
 def _line(name: str, threshold: Threshold, measured: Measured | None) -> VerdictLine:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from training.errors import ConfigError
-from training.evaluation.results import Outcome
+from training.evaluation.items import Outcome
 from training.progress import Tick, silent
 
 Score = Callable[[str, str, str | None], float]

@@ -10,6 +10,7 @@ from training.errors import ConfigError
 from training.evaluation.endpoint import Endpoint
 from training.evaluation.endpoint_judge import PREFERENCE, EndpointJudge, verdict_schema
 from training.evaluation.judges import Judge, local_judge
+from training.evaluation.options import Judges
 from training.evaluation.safety import Detector, by_patterns, detector_of
 
 JUDGE = "judge"
@@ -23,19 +24,13 @@ class Judging:
     detector: Detector
 
 
-def judging(
-    judge: str | None,
-    model: str | None = None,
-    instruction: str | None = None,
-    refusals_by: str | None = None,
-    *,
-    as_json: bool = False,
-) -> Judging:
+def judging(asked: Judges) -> Judging:
     """The judge named `exact`, `regex:PATTERN`, `module:function` or by a URL, and the detector.
 
     Raises ConfigError, DataError.
     """
-    found = None if judge is None else _judge(judge, model, instruction, as_json=as_json)
+    found = None if asked.judge is None else _judge(asked.judge, asked)
+    refusals_by = asked.refusals_by
     if refusals_by != JUDGE:
         return Judging(found, detector_of(refusals_by) if refusals_by else by_patterns())
     if not isinstance(found, EndpointJudge):
@@ -43,11 +38,13 @@ def judging(
     return Judging(found, found.refused)
 
 
-def _judge(name: str, model: str | None, instruction: str | None, *, as_json: bool) -> Judge:
+def _judge(name: str, asked: Judges) -> Judge:
     if not name.startswith(("http://", "https://")):
         return local_judge(name)
-    if not model:
+    if not asked.judge_model:
         raise ConfigError("A judge at a URL needs --judge-model, the name of its model.")
-    endpoint = Endpoint(name, model, schema=verdict_schema() if as_json else None)
+    endpoint = Endpoint(
+        name, asked.judge_model, schema=verdict_schema() if asked.judge_json else None
+    )
     endpoint.check()
-    return EndpointJudge(endpoint, instruction or PREFERENCE)
+    return EndpointJudge(endpoint, asked.judge_instruction or PREFERENCE)

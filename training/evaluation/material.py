@@ -6,7 +6,6 @@ are the measures'. Everything is read, and everything wrong is said, before a mo
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,31 +16,16 @@ from training.errors import ConfigError
 from training.evaluation.choices import load_choices
 from training.evaluation.drift import load_prompts
 from training.evaluation.evaluate import Candidate, candidates_of
+from training.evaluation.items import BASE, Items
+from training.evaluation.options import Files
 from training.evaluation.perplexity import Text, load_text
 from training.evaluation.preference import load_pair_items
-from training.evaluation.results import BASE, Items, Source
+from training.evaluation.results import Source
 from training.evaluation.retention import item_of, load_questions
 from training.evaluation.safety import load_refusals
 
 T = TypeVar("T", bound=BaseModel)
 Sources = dict[str, Source]
-
-
-@dataclass(frozen=True)
-class Files:
-    """The files of an evaluation, by flag."""
-
-    pairs: str | None = None
-    facts: str | None = None
-    choices: str | None = None
-    text: Sequence[Path] = ()
-    prompts: Path | None = None
-    general_prompts: Path | None = None
-    refusals: Path | None = None
-
-    @property
-    def any(self) -> bool:
-        return any(vars(self).values())
 
 
 def gather(files: Files, *, limit: int | None = None) -> tuple[Items, list[Text], Sources]:
@@ -58,7 +42,7 @@ def gather(files: Files, *, limit: int | None = None) -> tuple[Items, list[Text]
         sources[flag] = Source(name=Path(source).name, digest=_digest(found), n=len(found))
         return found
 
-    texts = [load_text(path) for path in files.text]
+    texts = [load_text(path) for path in files.text or ()]
     for text in texts:
         sources[f"text {text.name}"] = Source(name=text.name, digest=_hash(text.content), n=1)
     items = Items(

@@ -16,7 +16,7 @@ import torch
 
 from training.errors import DataError
 from training.evaluation.asked import Asked
-from training.evaluation.results import TextItem, TextScore
+from training.evaluation.items import TextItem, TextScore
 from training.logprobs import causal_lm, evaluating, token_logprobs
 from training.progress import Tick, silent
 

@@ -20,7 +20,7 @@ from training.data import ANSWER_COLUMNS, PAIR_COLUMNS, PreferencePair, pair_of
 from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError
 from training.evaluation.asked import Asked
-from training.evaluation.results import BASE, PairItem, PairScore
+from training.evaluation.items import BASE, PairItem, PairScore
 from training.evaluation.users import owner
 from training.model import reference
 from training.progress import Tick, silent

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from adapters.statistics import holm
 from training.evaluation.figures import compare
-from training.evaluation.results import BASE, Comparison, Figure, History, Loss, Report, Rival
+from training.evaluation.items import BASE
+from training.evaluation.results import Comparison, Figure, History, Loss, Report, Rival
 
 SURE = 0.05
 NO_LOSS = ("drift.", "preference.unreadable")

@@ -19,7 +19,7 @@ from training.data import read_jsonl
 from training.encoding import encode_prompt
 from training.errors import DataError
 from training.evaluation.asked import Asked
-from training.evaluation.results import Answer, QuestionItem
+from training.evaluation.items import Answer, QuestionItem
 from training.evaluation.users import owner
 from training.generation import complete
 from training.progress import Tick, silent
@@ -87,7 +87,11 @@ def item_of(question: Question) -> QuestionItem:
 def ask_questions(
     items: Sequence[QuestionItem], asked: Asked, tick: Tick = silent, *, max_new_tokens: int = 48
 ) -> None:
-    """Write what the model says into each item, and whether it is right."""
+    """Write what the model says into each item, and whether it is right.
+
+    What it has said to one already stands: it is greedy and would say it again.
+    """
+    items = [item for item in items if asked.name not in item.said]
     texts = answer_texts(
         asked.model,
         asked.tokenizer,

@@ -13,8 +13,8 @@ from pathlib import Path
 from training.errors import ConfigError, DataError
 from training.evaluation.answers import greedy_answers
 from training.evaluation.asked import Asked
+from training.evaluation.items import Refusal, RefusalItem
 from training.evaluation.judges import compiled, function_of
-from training.evaluation.results import Refusal, RefusalItem
 from training.progress import Tick, silent
 from training.sources import Record, read_jsonl
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from training.errors import ConfigError
 from training.evaluation.asked import Asked
-from training.evaluation.results import TaskItem
+from training.evaluation.items import TaskItem
+from training.evaluation.options import Harness
 from training.logprobs import causal_lm
 from training.progress import Tick, silent
 
@@ -43,21 +44,15 @@ class TaskSettings:
         }
 
 
-def task_settings(
-    names: str | None,
-    include_path: Path | None,
-    fewshot: int | None,
-    chat_template: bool,
-    limit: int | None,
-    seed: int,
-) -> TaskSettings | None:
-    """Of names with commas between them; None where there are none."""
-    if names is None:
+def task_settings(asked: Harness, limit: int | None, seed: int) -> TaskSettings | None:
+    """Of the options; None where no task was asked for. Raises ConfigError."""
+    if asked.tasks is None:
         return None
-    known = tuple(dict.fromkeys(filter(None, (name.strip() for name in names.split(",")))))
+    names = (name.strip() for name in asked.tasks.split(","))
+    known = tuple(dict.fromkeys(filter(None, names)))
     if not known:
         raise ConfigError("--tasks has no name; give one, or several with commas between them.")
-    return TaskSettings(known, include_path, fewshot, chat_template, limit, seed)
+    return TaskSettings(known, asked.include_path, asked.fewshot, asked.chat_template, limit, seed)
 
 
 class Tasks:
@@ -104,7 +99,7 @@ class Tasks:
                 fewshot_random_seed=seed,
             )
         except Exception as error:  # a task's own code, the Hub, a server
-            raise ConfigError(f"The task {name} cannot be run: {_sentence(error)}") from error
+            raise ConfigError(f"The task {name} cannot be run: {_sentence(error)}.") from error
         samples: dict[str, list[dict[str, Any]]] = (found or {}).get("samples", {})
         return samples
 
@@ -133,7 +128,7 @@ def _manager(settings: TaskSettings) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError(
-            "--tasks needs lm-evaluation-harness: pip install -r requirements/eval.txt."
+            "--tasks needs lm-evaluation-harness: run requirements/install.sh cpu eval."
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     include = settings.include_path
@@ -157,5 +152,11 @@ def _prompt(sample: dict[str, Any]) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{text[:300].rstrip('.')}."
+    """The error's first line, without a full stop; of the Hub that is away, what to do as well."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+    if not isinstance(error, ConnectionError):
+        return text
+    return (
+        f"{text}; run it once where the Hugging Face Hub can be reached, with the same HF_HOME, or"
+        " name a task of your own with --include-path"
+    )

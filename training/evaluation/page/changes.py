@@ -4,6 +4,7 @@ Owns the drawing. Refuses figures that are no rates, whose units would not go on
 those of drift, which have pictures of their own.
 """
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure as Canvas
 
 from training.evaluation.page.drawing import (
@@ -12,8 +13,9 @@ from training.evaluation.page.drawing import (
     as_svg,
     colour_of,
     drawing,
+    legend,
     marker_of,
-    short,
+    told_apart,
 )
 from training.evaluation.page.wording import difference, title_of
 from training.evaluation.results import Comparison, Report
@@ -30,6 +32,9 @@ def forest(report: Report) -> Picture | None:
     names = list(dict.fromkeys(c.figure for c in found))
     sides = list(dict.fromkeys((c.after, c.before) for c in found))
     row = max(0.42, 0.2 * len(sides))
+    models = list(dict.fromkeys(name for side in sides for name in side))
+    shown = dict(zip(models, told_apart(models), strict=True))
+    handles: list[Artist] = []
     with drawing():
         canvas = Canvas(figsize=(7.6, 1.2 + row * len(names)), layout="constrained")
         axes = canvas.subplots()
@@ -38,7 +43,7 @@ def forest(report: Report) -> Picture | None:
             of = [c for c in found if (c.after, c.before) == side]
             shift = (number - (len(sides) - 1) / 2) * min(APART, 0.8 / len(sides))
             values = [100 * c.difference for c in of]
-            axes.errorbar(
+            drawn = axes.errorbar(
                 values,
                 [names.index(c.figure) + shift for c in of],
                 xerr=_spreads(of),
@@ -46,13 +51,13 @@ def forest(report: Report) -> Picture | None:
                 marker=marker_of(number),
                 markersize=5.5,
                 linestyle="none",
-                label=" less ".join(map(short, side)),
             )
+            handles.append(drawn.lines[0])
         axes.set_yticks(range(len(names)), [title_of(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("change in points, 95 % interval")
-        canvas.legend(loc="outside lower center", ncols=3)
+        legend(canvas, handles, [f"{shown[after]} less {shown[before]}" for after, before in sides])
         svg = as_svg(canvas, "forest")
     told = "; ".join(
         f"{title_of(c.figure)}, {c.after} less {c.before}: {' '.join(difference(c, 'rate'))}"

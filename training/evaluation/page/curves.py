@@ -25,8 +25,9 @@ from training.evaluation.page.drawing import (
     colour_of,
     drawing,
     in_percent,
+    legend,
     marker_of,
-    short,
+    told_apart,
 )
 
 LARGEST = 64 * 2**20
@@ -103,10 +104,9 @@ def curves(histories: Sequence[History]) -> Picture | None:
         for axes in places[max(0, len(panels) - 2) : len(panels)]:
             axes.set_xlabel("step")
         handles = [
-            Line2D([], [], color=colour_of(n), marker=marker_of(n), label=short(h.name))
-            for n, h in enumerate(histories)
+            Line2D([], [], color=colour_of(n), marker=marker_of(n)) for n in range(len(histories))
         ]
-        canvas.legend(handles=handles, loc="outside lower center", ncols=4)
+        legend(canvas, handles, told_apart([history.name for history in histories]))
         svg = as_svg(canvas, "curves")
     return Picture(
         svg,

@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import PercentFormatter
@@ -28,6 +30,8 @@ VARIABLES = {
 MARKERS = "osD^vPX"
 DASHES: Sequence[Any] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1.5, 2)))
 LONGEST_NAME = 32
+LETTER, HANDLE, LINE = 0.075, 0.65, 0.2
+"""Of a legend: a letter's width, a handle's with the space beside it, a line's height; inches."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -107,7 +111,49 @@ def dashes_of(number: int) -> Any:
     return DASHES[number % len(DASHES)]
 
 
-def short(name: str) -> str:
-    """A name that fits beside a point."""
-    line = " ".join(name.split())
-    return line if len(line) <= LONGEST_NAME else f"…{line[1 - LONGEST_NAME :]}"
+def legend(canvas: Canvas, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Below the picture, in as many columns as the labels leave room for."""
+    widest = HANDLE + LETTER * max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(canvas.get_figwidth() / widest)))
+    rows = -(-len(labels) // columns)
+    canvas.set_figheight(canvas.get_figheight() + LINE * (rows - 1))
+    # A label that begins with an underscore would be left out.
+    shown = [f"\u2060{label}" if label.startswith("_") else label for label in labels]
+    canvas.legend(handles, shown, loc="outside lower center", ncols=columns)
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names that fit beside a point: of long ones what they share at both ends goes first.
+
+    Two that are still the same are numbered.
+    """
+    lines = [" ".join(name.split()) for name in names]
+    long = [line for line in lines if len(line) > LONGEST_NAME]
+    first = _shared(long)
+    last = _shared([line[first:][::-1] for line in long])
+    shown = [line if line not in long else _window(line, first, last) for line in lines]
+    return [
+        f"{number}: {name}" if shown.count(name) > 1 else name
+        for number, name in enumerate(shown, start=1)
+    ]
+
+
+def _shared(lines: Sequence[str]) -> int:
+    """How many letters all of several lines begin with."""
+    if len(lines) < 2:
+        return 0
+    columns = zip(*lines, strict=False)
+    return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, columns))
+
+
+def _window(line: str, first: int, last: int) -> str:
+    """So much of the line as fits: what is its own, from `first` to `last`, and what is around."""
+    own = len(line) - first - last
+    room = LONGEST_NAME - 2
+    if own > room:
+        half = room // 2
+        middle = f"{line[first : first + half]}…{line[first + own - half : first + own]}"
+        return f"{'…' if first else ''}{middle}{'…' if last else ''}"
+    begin = max(0, min(first - (room - own) // 2, len(line) - room))
+    end = begin + room
+    return f"{'…' if begin else ''}{line[begin:end]}{'…' if end < len(line) else ''}"

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.evaluation.page.words import Part, compare_words
-from training.evaluation.results import (
+from training.evaluation.items import (
     ChoiceItem,
     DriftItem,
     PairItem,
     QuestionItem,
     RefusalItem,
-    Report,
     text_of,
 )
+from training.evaluation.page.words import Part, compare_words
+from training.evaluation.results import Report
 
 MOST_CHANGED = 100
 MOST_KEPT = 10

@@ -9,17 +9,20 @@ from statistics import median
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
+from training.evaluation.items import BASE, DriftItem
 from training.evaluation.page.drawing import (
     Picture,
     as_svg,
     colour_of,
     dashes_of,
     drawing,
-    short,
+    legend,
+    told_apart,
 )
-from training.evaluation.results import BASE, DriftItem, Report
+from training.evaluation.results import Report
 
 BINS = 24
 LEAST = 1e-4
@@ -54,8 +57,10 @@ def histograms(report: Report) -> Picture | None:
             ]
         rows[-1][0].set_xlabel("KL(base‖adapter), nats a token")
         rows[-1][1].set_xlabel("log-ratio of the base's answer, nats a token")
-        handles, labels = rows[0][0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=4)
+        handles = [
+            Line2D([], [], color=colour_of(n), linestyle=dashes_of(n)) for n in range(len(models))
+        ]
+        legend(canvas, handles, told_apart(models))
         svg = as_svg(canvas, "histograms")
     return Picture(
         svg,
@@ -79,7 +84,7 @@ def _draw(axes: Axes, values: dict[str, list[float]], *, logarithmic: bool) -> N
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    for number, (name, of) in enumerate(values.items()):
+    for number, of in enumerate(values.values()):
         colour = colour_of(number)
         axes.hist(of, bins=list(edges), color=colour, alpha=0.16)
         axes.hist(
@@ -89,7 +94,6 @@ def _draw(axes: Axes, values: dict[str, list[float]], *, logarithmic: bool) -> N
             color=colour,
             linewidth=1.4,
             linestyle=dashes_of(number),
-            label=short(name),
         )
         if of:
             axes.axvline(median(of), color=colour, linewidth=1.2, linestyle=dashes_of(number))

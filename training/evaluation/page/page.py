@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from adapters.files import write_durably
+from training.evaluation.items import BASE
 from training.evaluation.page.changes import forest
 from training.evaluation.page.curves import curves, read_history
 from training.evaluation.page.drawing import SERIES, Picture
@@ -21,7 +22,7 @@ from training.evaluation.page.pareto import pareto
 from training.evaluation.page.scoreboard import changes, scoreboard
 from training.evaluation.page.versions import course, told_of, verdict
 from training.evaluation.page.wording import difference, p_value, sentence, title_of
-from training.evaluation.results import BASE, ModelEntry, Report
+from training.evaluation.results import ModelEntry, Report
 
 PAGE_FILE = "report.html"
 

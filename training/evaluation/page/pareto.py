@@ -7,9 +7,11 @@ both. Refuses a single score out of the two.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from training.evaluation.items import BASE
 from training.evaluation.page.drawing import (
     INK,
     Picture,
@@ -17,11 +19,12 @@ from training.evaluation.page.drawing import (
     colour_of,
     drawing,
     in_percent,
+    legend,
     marker_of,
-    short,
+    told_apart,
 )
 from training.evaluation.page.wording import sentence, title_of
-from training.evaluation.results import BASE, Figure, Report
+from training.evaluation.results import Figure, Report
 
 PREFERENCES = ("preference.winrate", "preference.accuracy", "preference.likelihood")
 RETENTIONS = ("retention.facts", "retention.choices")
@@ -50,11 +53,10 @@ def pareto(report: Report) -> Picture | None:
         canvas = Canvas(figsize=(4.1 * len(wanted) + 0.5, 3.8), layout="constrained")
         axes = canvas.subplots(1, len(wanted), sharey=True, squeeze=False)[0]
         for one, name, points in zip(axes, wanted, panels, strict=True):
-            _panel(one, points)
+            handles = _panel(one, points)
             one.set_xlabel(title_of(name))
         axes[0].set_ylabel(title_of(kept))
-        handles, labels = axes[0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=4)
+        legend(canvas, handles, told_apart([point.name for point in panels[-1]]))
         svg = as_svg(canvas, "pareto")
     told = "; ".join(
         f"{p.name}: {title_of(name)} {sentence(p.x)}, {title_of(kept)} {sentence(p.y)}"
@@ -92,7 +94,8 @@ def frontier(points: Sequence[Point]) -> list[Point]:
     return sorted((p for p in points if not beaten(p)), key=lambda p: (p.x.value, -p.y.value))
 
 
-def _panel(axes: Axes, points: Sequence[Point]) -> None:
+def _panel(axes: Axes, points: Sequence[Point]) -> list[Artist]:
+    """The marks, one a point."""
     edge = frontier(points)
     axes.step(
         [p.x.value for p in edge],
@@ -103,9 +106,10 @@ def _panel(axes: Axes, points: Sequence[Point]) -> None:
         linestyle=(0, (4, 3)),
         zorder=1,
     )
+    marks: list[Artist] = []
     for point in points:
         base = point.number is None
-        axes.errorbar(
+        drawn = axes.errorbar(
             point.x.value,
             point.y.value,
             xerr=_spread(point.x),
@@ -115,10 +119,11 @@ def _panel(axes: Axes, points: Sequence[Point]) -> None:
             markersize=11 if base else 7,
             elinewidth=1.1,
             linestyle="none",
-            label=short(point.name),
         )
+        marks.append(drawn.lines[0])
     in_percent(axes, "x", "y")
     axes.margins(0.08)
+    return marks
 
 
 def _spread(figure: Figure) -> list[list[float]] | None:

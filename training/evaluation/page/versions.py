@@ -3,8 +3,11 @@
 Owns the drawing and the table's words. Refuses to say what a loss is: `regression.py` has.
 """
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure as Canvas
 
+from training.evaluation.items import BASE
 from training.evaluation.page.drawing import (
     INK,
     Picture,
@@ -13,10 +16,10 @@ from training.evaluation.page.drawing import (
     drawing,
     in_percent,
     marker_of,
-    short,
+    told_apart,
 )
 from training.evaluation.page.wording import difference, p_value, sentence, title_of
-from training.evaluation.results import BASE, Figure, Loss, Report
+from training.evaluation.results import Figure, Loss, Report
 
 UNSHOWN = ("drift.", "preference.unreadable")
 
@@ -63,7 +66,7 @@ def course(report: Report) -> Picture | None:
                 markeredgecolor=INK,
             )
             axes.set_title(title_of(name), wrap=True)
-            axes.set_xticks(range(len(values)), [_tick(v.name) for v in versions])
+            axes.set_xticks(range(len(values)), _ticks([v.name for v in versions]))
             axes.margins(0.1)
             in_percent(axes, "y")
         svg = as_svg(canvas, "versions")
@@ -104,9 +107,11 @@ def _is_shown(name: str) -> bool:
     return not name.startswith(UNSHOWN)
 
 
-def _tick(name: str) -> str:
-    """A version's number where it has one."""
-    return f"@{name.rpartition('@')[2]}" if "@" in name else short(name)
+def _ticks(names: Sequence[str]) -> list[str]:
+    """The versions' numbers where they have some."""
+    if all("@" in name for name in names):
+        return [f"@{name.rpartition('@')[2]}" for name in names]
+    return told_apart(names)
 
 
 def _spreads(figures: list[Figure]) -> list[list[float]]:
