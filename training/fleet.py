@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from adapters.artifact import artifact_digest, read_manifest
 from adapters.errors import AdapterError
+from adapters.verdict import Verdict
 from training.anchors import base_answers
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest
@@ -42,8 +43,15 @@ JOURNAL = "fleet.jsonl"
 
 Status = Literal["trained", "kept", "failed"]
 
-Publish = Callable[[str, Path, str], int]
-"""Publish the adapter in a folder under a name; the key makes it once only. The version."""
+
+class Publish(Protocol):
+    """Publishes the adapter in a folder under a name; `once` makes it once only. The version."""
+
+    def __call__(self, name: str, folder: Path, once: str, *, activate: bool) -> int: ...
+
+
+Judge = Callable[[UserData, Path], Verdict]
+"""A gate's verdict on the user's adapter in a folder, signed into its manifest."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Outcome:
     accuracy: float | None = None
     version: int | None = None
     problem: str | None = None
+    gate: tuple[str, ...] | None = None
+    """The gate's lines that did not hold, so that it is not active; None where none was asked."""
 
 
 def train_fleet(
@@ -65,6 +75,7 @@ def train_fleet(
     out: Path,
     config: BAPOConfig,
     *,
+    judge: Judge | None = None,
     publish: Publish | None = None,
     shard: tuple[int, int] = (0, 1),
     tick: Tick = silent,
@@ -72,6 +83,7 @@ def train_fleet(
     """Train `out/<user>` for every user, and tell what became of each as it is known.
 
     `shard` (i, n) takes the i-th of n parts of the users, for several fleets on one `out`.
+    What `judge` lets pass, and without one everything, is active once it is published.
     Raises Stopped after a SIGINT or SIGTERM, OSError where the disk fails; the same call
     goes on from there.
     """
@@ -79,7 +91,7 @@ def train_fleet(
     mine = of_shard(users, shard)
     with settled():
         while company := list(islice(mine, COMPANY)):
-            for outcome in train_company(base, company, out, config, publish=publish):
+            for outcome in train_company(base, company, out, config, judge=judge, publish=publish):
                 keep(outcome, out)
                 tick(1)
                 yield outcome
@@ -114,6 +126,7 @@ def train_company(
     out: Path,
     config: BAPOConfig,
     *,
+    judge: Judge | None = None,
     publish: Publish | None = None,
 ) -> Iterator[Outcome]:
     """Train some users one after the other, their base answers made together before."""
@@ -121,7 +134,7 @@ def train_company(
     waiting = [u for u in company if not u.problem and not _finished(base, u, out, config)]
     _answer_together(base, waiting, config)
     for user in company:
-        yield _one(base, user, out, config, user in waiting, publish)
+        yield _one(base, user, out, config, user in waiting, judge, publish)
 
 
 def _one(
@@ -130,15 +143,22 @@ def _one(
     out: Path,
     config: BAPOConfig,
     to_train: bool,
+    judge: Judge | None,
     publish: Publish | None,
 ) -> Outcome:
     began = time.perf_counter()
 
-    def outcome(status: Status, problem: str | None = None, version: int | None = None) -> Outcome:
+    def outcome(
+        status: Status,
+        problem: str | None = None,
+        version: int | None = None,
+        verdict: Verdict | None = None,
+    ) -> Outcome:
         manifest = None if status == "failed" else read_manifest(out / user.user)
         accuracy = manifest.metrics.get("train/rewards/accuracies") if manifest else None
         seconds = time.perf_counter() - began
-        return Outcome(user.user, status, len(user.pairs), seconds, accuracy, version, problem)
+        pairs, gate = len(user.pairs), None if verdict is None else tuple(verdict.failed)
+        return Outcome(user.user, status, pairs, seconds, accuracy, version, problem, gate)
 
     if user.problem:
         return outcome("failed", user.problem)
@@ -147,12 +167,21 @@ def _one(
         if to_train:
             replaceable = read_manifest(folder) is not None
             train_adapter(base, user.pairs, folder, config, overwrite=replaceable, resume=True)
-        version = publish(user.user, folder, artifact_digest(folder)) if publish else None
+        verdict = judge(user, folder) if judge else None
+        version = _publish(user.user, folder, verdict, publish) if publish else None
     except Stopped:
         raise
     except (TrainingError, AdapterError) as error:
         return outcome("failed", str(error))
-    return outcome("trained" if to_train else "kept", version=version)
+    return outcome("trained" if to_train else "kept", version=version, verdict=verdict)
+
+
+def _publish(name: str, folder: Path, verdict: Verdict | None, publish: Publish) -> int:
+    """The version: one for each adapter and, where it was judged, each verdict on it."""
+    once = artifact_digest(folder)
+    if verdict is None:
+        return publish(name, folder, once, activate=True)
+    return publish(name, folder, f"{once}/{verdict.signature}", activate=verdict.passed)
 
 
 def _finished(base: ResidentBase, user: UserData, out: Path, config: BAPOConfig) -> bool:

@@ -11,7 +11,7 @@ import logging
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import InvalidName
@@ -44,6 +44,8 @@ class UserData:
     user: str
     pairs: tuple[PreferencePair, ...]
     problem: str | None = None
+    held_out: tuple[PreferencePair, ...] = ()
+    """Pairs that are not trained on, for a gate to ask."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,27 @@ def users_of(source: str | Path) -> Users:
     lines = _lines_by_user(path)
     _refuse_empty(path, lines)
     return Users(len(lines), _users_of_jsonl(path, lines))
+
+
+def with_held_out(users: Users, held_out: Users) -> Users:
+    """The users with their pairs of another source; both come in the order of their names.
+
+    Who has none there is judged without. What is wrong with them is the user's problem.
+    """
+
+    def each() -> Iterator[UserData]:
+        others = iter(held_out)
+        other = next(others, None)
+        for user in users:
+            while other is not None and other.user < user.user:
+                other = next(others, None)
+            if other is None or other.user != user.user:
+                yield user
+                continue
+            problem = user.problem or other.problem
+            yield replace(user, held_out=other.pairs, problem=problem)
+
+    return Users(len(users), each())
 
 
 def _each(users: Collection[str], pairs_of: PairsOf) -> Iterator[UserData]:

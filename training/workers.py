@@ -22,7 +22,7 @@ import torch
 
 from training.config import BAPOConfig
 from training.errors import Stopped, TrainingError
-from training.fleet import COMPANY, Outcome, Publish, keep, of_shard, train_company
+from training.fleet import COMPANY, Judge, Outcome, Publish, keep, of_shard, train_company
 from training.forking import begin, cores, threads_of
 from training.model import ResidentBase, load_base
 from training.progress import Tick, silent
@@ -36,6 +36,7 @@ COMPANIES_A_WORKER = 4
 """At least, where there are users enough, so that none waits long for the last."""
 
 MakePublish = Callable[[ResidentBase], Publish | None]
+MakeJudge = Callable[[ResidentBase], Judge]
 
 
 def fitting_workers(model: str, users: int) -> int:
@@ -55,14 +56,15 @@ def train_fleet_with(
     config: BAPOConfig,
     *,
     publishing: MakePublish,
+    judging: MakeJudge | None = None,
     shard: tuple[int, int] = (0, 1),
     tick: Tick = silent,
 ) -> Iterator[Outcome]:
     """`train_fleet` in `count` processes; what becomes of each user, as it is known.
 
-    `publishing` makes each process its way to publish, and can be pickled. Raises Stopped
-    after Ctrl-C, once every process has ended in order, and TrainingError where one died;
-    the same call goes on from there.
+    `publishing` and `judging` make each process its way to publish and its gate, and can be
+    pickled. Raises Stopped after Ctrl-C, once every process has ended in order, and
+    TrainingError where one died; the same call goes on from there.
     """
     out.mkdir(parents=True, exist_ok=True)
     size = max(1, min(COMPANY, len(users) // (COMPANIES_A_WORKER * count)))
@@ -72,7 +74,7 @@ def train_fleet_with(
         count,
         mp_context=multiprocessing.get_context("forkserver"),
         initializer=_become_worker,
-        initargs=(threads_of(count), model, config, publishing),
+        initargs=(threads_of(count), model, config, publishing, judging),
     )
     running: set[Future[list[Outcome]]] = set()
     try:
@@ -97,11 +99,17 @@ def train_fleet_with(
         pool.shutdown(cancel_futures=True)
 
 
-_worker: tuple[ResidentBase, Publish | None]
+_worker: tuple[ResidentBase, Judge | None, Publish | None]
 """What a worker process has in memory; set as it starts."""
 
 
-def _become_worker(threads: int, model: str, config: BAPOConfig, publishing: MakePublish) -> None:
+def _become_worker(
+    threads: int,
+    model: str,
+    config: BAPOConfig,
+    publishing: MakePublish,
+    judging: MakeJudge | None,
+) -> None:
     global _worker
     torch.set_num_threads(threads)  # fewer may have come to be than it was begun for
     threading.Thread(target=_end_with_the_first, daemon=True).start()
@@ -109,7 +117,7 @@ def _become_worker(threads: int, model: str, config: BAPOConfig, publishing: Mak
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     base = load_base(model, cpu=config.use_cpu, four_bit=config.load_in_4bit)
-    _worker = base, publishing(base)
+    _worker = base, judging(base) if judging else None, publishing(base)
     gc.collect()
     gc.freeze()  # nobody looks through it for every user anew
 
@@ -122,5 +130,5 @@ def _end_with_the_first() -> None:
 
 
 def _train_company(company: list[UserData], out: Path, config: BAPOConfig) -> list[Outcome]:
-    base, publish = _worker
-    return list(train_company(base, company, out, config, publish=publish))
+    base, judge, publish = _worker
+    return list(train_company(base, company, out, config, judge=judge, publish=publish))

@@ -5,6 +5,7 @@ Only the admin API is asked, which answers while the engine still starts.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -18,18 +19,24 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from typer.testing import CliRunner
 
 from adapters.artifact import artifact_digest, read_manifest, write_manifest
+from adapters.base import POCKET
 from adapters.errors import AdapterError
 from adapters.gate import sign
 from adapters.normalise import normalise
 from adapters.remote import RemoteRegistry
 from adapters.verdict import Verdict, VerdictLine
+from training.data import load_pairs, save_pairs
+from training.fleet_cli import fleet
 
 from served import FILES
 from serving import free_port
 
 KEY = Ed25519PrivateKey.generate()
+PREFERENCES = Path(__file__).resolve().parents[2] / "examples" / "preferences"
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +172,33 @@ def test_an_experiment_gives_nobody_a_version_that_did_not_pass(
     line = admin.get("/admin/audit", params={"subject": "tone", "limit": 1}).json()["data"][0]
     assert line["action"] == "experiment.start"
     assert line["details"] == {"forced": True, "gate": {"warm": "this version has no verdict"}}
+
+
+def test_a_fleet_activates_what_its_gate_lets_pass(admin: httpx.Client, tmp_path: Path) -> None:
+    pairs, users = load_pairs(PREFERENCES / "pirate.jsonl")[:8], tmp_path / "users"
+    held_out = load_pairs(PREFERENCES / "pirate.heldout.jsonl")[:8]
+    for folder, said in ((users, pairs), (tmp_path / "held-out", held_out)):
+        folder.mkdir()
+        save_pairs(said, folder / "gated.jsonl")
+    pem = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "key.pem").write_bytes(pem)
+    words = ["--model", str(POCKET), "--data", str(users), "--out", str(tmp_path / "out")]
+    words += ["--server", str(admin.base_url), "--key", admin.headers["Authorization"].split()[1]]
+    words += ["--anchor-cache", str(tmp_path / "answers.jsonl"), "--use-cpu", "true"]
+    words += [
+        "--bf16",
+        "false",
+        "--workers",
+        "1",
+        "--json",
+        "--gate-key",
+        str(tmp_path / "key.pem"),
+    ]
+    words += ["--held-out", str(tmp_path / "held-out"), "--gate", str(tmp_path / "gate.yaml")]
+    for bound, version, active in ((2, 1, None), (0, 2, 2)):
+        (tmp_path / "gate.yaml").write_text(f"preference.accuracy: {{at_least: {bound}}}")
+        told = CliRunner().invoke(fleet, words)
+        assert told.exit_code == (active is None), told.output
+        outcome = json.loads(told.stdout)
+        assert (outcome["version"], len(outcome["gate"])) == (version, active is None)
+        assert admin.get("/admin/adapters/gated").json()["active_version"] == active

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from adapters.artifact import ADAPTER_FILES
+from adapters.gate import gate_of_environment, public_key, signing_key
 from adapters.registry import open_registry
 from training.config import BAPOConfig
 from training.data import PreferencePair, save_pairs
@@ -155,6 +156,84 @@ def test_the_verb_publishes_and_says_who_failed(
     registry = open_registry(tmp_path / "data")
     assert [row["active_version"] for row in registry.list_adapters()] == [1, 1, 1]
     registry.close()
+
+
+def gated(base_folder: Path, people: Path, work: Path, workers: int) -> list[str]:
+    words = arguments(base_folder, people, work, workers)
+    words += ["--held-out", str(work / "held-out"), "--gate", str(work / "gate.yaml")]
+    return [*words, "--facts", str(work / "facts.jsonl"), "--gate-key", str(work / "key.pem")]
+
+
+def test_a_gate_decides_who_is_active(
+    base_folder: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ben dislikes what he was trained on, Eve was asked nothing, and two cannot be trained."""
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    save_pairs(pairs_of(0), held_out / "ann.jsonl")
+    turned = [PreferencePair(p.prompt, p.rejected, p.chosen) for p in pairs_of(1)]
+    save_pairs(turned, held_out / "ben.jsonl")
+    save_pairs(turned, held_out / "nobody.jsonl")
+    (tmp_path / "facts.jsonl").write_text('{"prompt": "What is rain?", "answers": ["water"]}\n')
+    (tmp_path / "gate.yaml").write_text(
+        "preference.accuracy: {at_least: 0.6}\nretention.drop: {at_most: 0}\n"
+        "drift.kl: {at_most: 1000}\n"
+    )
+    monkeypatch.setenv("BAPO_REQUIRE_GATE", "1")
+    monkeypatch.setenv("BAPO_GATE_KEYS", public_key(signing_key(tmp_path / "key.pem")))
+    lost = {"ann": [], "ben": ["preference.accuracy >= 0.6 (0 "], "eve": ["preference.", "drift."]}
+    for workers, status in ((2, "trained"), (1, "kept")):
+        words = [*gated(base_folder, people, tmp_path, workers), "--json"]
+        told = CliRunner().invoke(fleet, words)
+        assert told.exit_code == 1, told.output
+        found = {o["user"]: o for o in map(json.loads, told.stdout.splitlines())}
+        for user, lines in lost.items():
+            assert (found[user]["status"], found[user]["version"]) == (status, 1)
+            assert len(found[user]["gate"]) == len(lines)
+            assert all(map(str.startswith, found[user]["gate"], lines))
+        assert {found[user]["gate"] for user in ("cat", "dan")} == {None}
+    told = CliRunner().invoke(fleet, gated(base_folder, people, tmp_path, 1))
+    assert "2 did not pass the gate" in told.stdout
+    assert "The gate passed 1 of 3." in told.stdout
+
+    gate = gate_of_environment()
+    registry = open_registry(tmp_path / "data", gate=gate)
+    active = {row["adapter"]: row["active_version"] for row in registry.list_adapters()}
+    assert active == {"ann": 1, "ben": None, "eve": None}
+    registry.close()
+
+    (tmp_path / "gate.yaml").write_text("preference.accuracy: {at_least: 0}\n")
+    words = [*gated(base_folder, people, tmp_path, 1), "--json"]
+    found = {
+        o["user"]: o for o in map(json.loads, CliRunner().invoke(fleet, words).stdout.splitlines())
+    }
+    assert (found["ben"]["version"], found["ben"]["gate"]) == (2, [])  # judged anew, and active
+    registry = open_registry(tmp_path / "data", gate=gate)
+    active = {row["adapter"]: row["active_version"] for row in registry.list_adapters()}
+    assert active == {"ann": 2, "ben": 2, "eve": None}
+    registry.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "says"),
+    [
+        ("preference.accuracy: {at_least: 0}", [], "give --held-out"),
+        ("retention.drop: {at_most: 0}", ["--held-out", "people"], "give --facts"),
+        ("drift.general.kl: {at_most: 0}", ["--held-out", "people"], "does not measure this"),
+        ("retention.perplexity.rise: {at_most: 0}", [], "does not measure this"),
+    ],
+)
+def test_a_gate_that_nobody_could_pass_is_one_sentence(
+    base_folder: Path, people: Path, tmp_path: Path, line: str, given: list[str], says: str
+) -> None:
+    (tmp_path / "gate.yaml").write_text(line)
+    words = [*arguments(base_folder, people, tmp_path), "--gate-key", str(tmp_path / "key.pem")]
+    told = CliRunner().invoke(fleet, [*words, "--gate", str(tmp_path / "gate.yaml"), *given])
+    assert told.exit_code == 1
+    assert says in told.stderr
+    assert not (tmp_path / "out").exists()
+    lonely = CliRunner().invoke(fleet, words)
+    assert "give --gate" in lonely.stderr
 
 
 @pytest.mark.parametrize("wrong", ["0/2", "3/2", "x", "1"])
