@@ -23,7 +23,7 @@ from training.data import load_pairs
 from training.drift import drift, watched_answers
 from training.evaluation.retention import Question, facts_kept, load_questions
 from training.model import ResidentBase, load_base, trainable
-from training.run import prepare
+from training.preparing import prepare
 from training.trainer import BAPOTrainer
 
 PREFERENCES = Path(__file__).resolve().parents[1] / "examples" / "preferences"

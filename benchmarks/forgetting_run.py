@@ -23,7 +23,7 @@ from training.encoding import encode_pairs
 from training.errors import DivergedError
 from training.evaluation.retention import answer_texts, facts_kept
 from training.model import ResidentBase, trainable
-from training.run import Prepared, prepare
+from training.preparing import Prepared, prepare
 from training.scoring import score_pairs
 from training.trainer import BAPOTrainer
 

@@ -87,7 +87,8 @@ def _train(
         if dry_run:
             from training.forecast import forecast
 
-            Console().print(forecast(run.model, run.data, run.config).as_table())
+            found = forecast(run.model, run.data, run.config, eval_pairs=run.eval_data or ())
+            Console().print(found.as_table())
         else:
             _learn(run, resume=resume)
 

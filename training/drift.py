@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from training.anchors import base_answers
 from training.batching import by_length, collate, on_device
 from training.config import BAPOConfig
-from training.encoding import EncodedPair
+from training.encoding import EncodedPair, Tokens
 from training.errors import DriftedError
 from training.logprobs import causal_lm, evaluating, predictor_states, token_divergence
 from training.model import ResidentBase, reference
@@ -42,16 +42,22 @@ def watched_answers(
     The same ones for a seed. Pairs that are anchored on the base have their answers already; for
     others they come from the cache of base answers, or are made now, by a `base` without adapter.
     """
-    if not config.watches_drift:
-        return []
-    of_prompt = {pair.prompt: pair for pair in pairs}
-    size = min(config.drift_prompts, len(of_prompt))
-    prompts = random.Random(config.seed).sample(sorted(of_prompt), size)
+    prompts = watched_prompts(pairs, config)
     if config.anchored_on_base:
+        of_prompt = {pair.prompt: pair for pair in pairs}
         answers = [of_prompt[prompt].bases[0] for prompt in prompts]
     else:
         answers = [of[0].tokens for of in base_answers(base, prompts, config)]
     return [EncodedPair(p, None, None, (a,)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def watched_prompts(pairs: Sequence[EncodedPair], config: BAPOConfig) -> list[Tokens]:
+    """The prompts that are looked at, the same ones for a seed; none where nobody looks."""
+    if not config.watches_drift:
+        return []
+    prompts = sorted({pair.prompt for pair in pairs})
+    size = min(config.drift_prompts, len(prompts))
+    return random.Random(config.seed).sample(prompts, size)
 
 
 def drift(model: nn.Module, answers: Sequence[EncodedPair], *, bf16: bool = False) -> float:

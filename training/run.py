@@ -9,7 +9,7 @@ import copy
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,23 +21,17 @@ from peft import PeftModel
 from transformers import set_seed
 
 from adapters.artifact import Manifest
-from training.anchors import base_answers
-from training.cache import default_cache
 from training.checkpoints import StopWhenAsked, claim, last_checkpoint, run_identity
 from training.config import BAPOConfig
-from training.data import PreferencePair, load_pairs, pairs_digest
+from training.data import PreferencePair, pairs_digest
 from training.drift import DRIFT, DriftWatch, watched_answers
-from training.encoding import EncodedPair, encode_pairs
 from training.errors import DataError, OutOfMemory, Stopped
 from training.history import Line, history
 from training.model import ResidentBase, load_base, trainable
+from training.preparing import Pairs, Prepared, pairs_of, prepare
 from training.progress import TrainingBar, bar
-from training.prompts import encode_general, load_prompts
-from training.scoring import with_cached_reference
 from training.trainer import BAPOTrainer
 from training.writing import recover, refuse_existing, write_adapter
-
-Pairs = Sequence[PreferencePair] | str | Path
 
 ALLOCATOR_WORDS = ("can't allocate memory", "out of memory")
 """How torch's allocators, of CPUs and of libraries on GPUs, say that there is no more."""
@@ -51,18 +45,6 @@ class TrainResult:
     manifest: Manifest
     metrics: dict[str, float]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a training step reads: pairs, held-out pairs, and general prompts.
-
-    Encoded, with their base answers and references.
-    """
-
-    pairs: list[EncodedPair]
-    held_out: list[EncodedPair]
-    general: list[EncodedPair]
 
 
 def train_adapter(
@@ -94,10 +76,10 @@ def train_adapter(
     if config.should_save:  # of several processes, one writes
         recover(target.parent, [target.name])
     refuse_existing(target, overwrite=overwrite)
-    data = _pairs_of(pairs)
+    data = pairs_of(pairs)
     if not data:
         raise DataError("There are no preference pairs to train on.")
-    held_out = _pairs_of(eval_pairs)
+    held_out = pairs_of(eval_pairs)
     base = model if isinstance(model, ResidentBase) else _load(model, config)
     label = label if config.process_index == 0 else None  # of several processes, one talks
     identity = run_identity(base.info, data, config)
@@ -133,54 +115,9 @@ def train_adapter(
     return TrainResult(target, manifest, metrics, clock.laps)
 
 
-def prepare(
-    base: ResidentBase,
-    data: list[PreferencePair],
-    config: BAPOConfig,
-    *,
-    held_out: Sequence[PreferencePair] = (),
-    label: str | None = None,
-) -> Prepared:
-    """Encode pairs and general prompts, and find or make their base answers and references.
-
-    Raises DataError where something does not fit the model's context.
-    """
-    limits = {
-        "max_prompt_length": config.max_prompt_length,
-        "max_completion_length": config.max_completion_length,
-    }
-    pairs = encode_pairs(base.tokenizer, data, **limits)
-    parts = [pairs, encode_pairs(base.tokenizer, held_out, **limits), []]
-    if config.anchored and config.anchor_prompts:
-        general = load_prompts(config.anchor_prompts)
-        parts[2] = encode_general(base.tokenizer, general, config.max_prompt_length)
-    rows = [row for part in parts for row in part]
-    if config.anchored_on_base:
-        with bar(label and f"{label}: base answers") as show:
-            answers = base_answers(base, [r.prompt for r in rows], config, on_progress=show)
-        rows = [r.anchored_on([a.tokens for a in of]) for r, of in zip(rows, answers, strict=True)]
-    elif config.anchored:
-        rows = [row.anchored_on_chosen() for row in rows]
-    _refuse_past_window(base, rows)
-    cache = Path(config.anchor_cache) if config.anchor_cache else default_cache()
-    rows = with_cached_reference(
-        base,
-        rows,
-        cache.with_name("references.jsonl"),
-        batch_size=2 * config.per_device_train_batch_size,
-        bf16=bool(config.bf16),
-    )
-    ends = (len(parts[0]), len(parts[0]) + len(parts[1]))
-    return Prepared(rows[: ends[0]], rows[ends[0] : ends[1]], rows[ends[1] :])
-
-
 def _load(model: str | Path, config: BAPOConfig) -> ResidentBase:
     _ = config.device  # with several processes, this chooses each one's GPU
     return load_base(model, cpu=config.use_cpu, four_bit=config.load_in_4bit)
-
-
-def _pairs_of(pairs: Pairs) -> list[PreferencePair]:
-    return load_pairs(pairs) if isinstance(pairs, str | Path) else list(pairs)
 
 
 def _at_home(config: BAPOConfig, target: Path, *, evaluates: bool) -> BAPOConfig:
@@ -261,20 +198,6 @@ def _manifest(
         "created": datetime.now(UTC),
     }
     return Manifest.model_validate(record)
-
-
-def _refuse_past_window(base: ResidentBase, rows: list[EncodedPair]) -> None:
-    """Longer than the model's context or its sliding window, scores would not be exact."""
-    longest = max(len(r.prompt) + max(len(answer or ()) for answer in r.branches) for r in rows)
-    settings = base.model.config
-    limits = [settings.max_position_embeddings]
-    if getattr(settings, "use_sliding_window", True) and getattr(settings, "sliding_window", None):
-        limits.append(settings.sliding_window)
-    if longest > min(limits):
-        raise DataError(
-            f"The longest prompt and answer have {longest} tokens together, the model reads"
-            f" {min(limits)}; shorten the data or anchor_max_new_tokens."
-        )
 
 
 @contextmanager

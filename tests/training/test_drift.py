@@ -16,7 +16,8 @@ from training.encoding import EncodedPair, encode_pairs
 from training.errors import ConfigError, DriftedError
 from training.fleet import train_fleet
 from training.model import ResidentBase, adapted, reference, trainable
-from training.run import prepare, train_adapter
+from training.preparing import prepare
+from training.run import train_adapter
 from training.users import users_of
 
 Quick = Callable[..., BAPOConfig]

@@ -11,17 +11,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from adapters.artifact import ADAPTER_FILES, HISTORY_FILE, IGNORED_FILES, read_manifest
+from training.anchors import known_answers
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest, save_pairs
 from training.encoding import encode_pairs
 from training.errors import ConfigError, DataError, DivergedError, ModelError, OutOfMemory
 from training.forecast import forecast
+from training.generation import complete
 from training.model import ResidentBase, adapted, load_base, trainable
 from training.run import train_adapter
 from training.scoring import score_pairs
@@ -392,6 +395,63 @@ def test_held_out_pairs_and_general_prompts_go_through_the_whole_run(
     general.write_text('{"prompt": 3}\n')
     with pytest.raises(DataError, match=r"general\.jsonl:1: 'prompt' must be"):
         train_adapter(base, pairs, tmp_path / "b", config)
+
+
+@pytest.mark.parametrize("settings", [{"anchor_temperature": 0}, {"anchor_answers": 3}])
+def test_what_is_anchored_is_what_the_base_answered_greedy_or_several_times(
+    settings: dict[str, Any],
+    base: ResidentBase,
+    pairs: list[PreferencePair],
+    quick: Quick,
+    tmp_path: Path,
+) -> None:
+    config = quick(**settings, per_device_train_batch_size=len(pairs))
+    result = train_adapter(base, pairs, tmp_path / "a", config)
+    rows = encode_pairs(base.tokenizer, pairs)
+    found = known_answers(base, [row.prompt for row in rows], config)
+    answers = [[answer for answer in of if answer] for of in found]
+    if config.anchor_temperature:
+        assert all(len(set(of)) > 1 for of in answers)
+    else:
+        greedy = complete(base.model, base.tokenizer, [r.prompt for r in rows], max_new_tokens=12)
+        assert answers == [[answer.tokens] for answer in greedy]
+    # In its first step the policy is the base.
+    of_base = score_pairs(
+        base.model, [row.anchored_on(of) for row, of in zip(rows, answers, strict=True)]
+    )[:, 2:]
+    first = json.loads((result.out / HISTORY_FILE).read_text())["steps"][0]
+    assert first["logps/base"] == pytest.approx(of_base.mean().item(), abs=1e-3)
+    assert result.manifest.hyperparameters["anchor_answers"] == config.anchor_answers
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"anchor_answers": 2, "general": 5}, {"method": "dpo"}, {"eval_steps": 2}]
+)
+def test_a_dry_run_counts_what_the_run_then_does(
+    settings: dict[str, Any],
+    base: ResidentBase,
+    pairs: list[PreferencePair],
+    quick: Quick,
+    tmp_path: Path,
+) -> None:
+    general = tmp_path / "general.jsonl"
+    settings = dict(settings)
+    count = settings.pop("general", 0)
+    general.write_text("".join(f'{{"prompt": "Name {n} colours."}}\n' for n in range(count)))
+    settings |= {"anchor_prompts": str(general)} if count else {}
+    settings |= {"eval_strategy": "steps"} if "eval_steps" in settings else {}
+    config = quick(**settings, drift_steps=2, drift_prompts=2)
+    before = forecast(base, pairs[:4], config, eval_pairs=pairs[4:])
+    result = train_adapter(base, pairs[:4], tmp_path / "a", config, eval_pairs=pairs[4:])
+    made = (tmp_path / "base-answers.jsonl").read_text().splitlines()
+    after = forecast(base, pairs[:4], config, eval_pairs=pairs[4:])
+    assert (before.answers_to_make, after.answers_to_make) == (len(made), 0)
+    told = json.loads((result.out / HISTORY_FILE).read_text())
+    assert after.tokens * 3 == told["steps"][-1]["tokens"]
+    assert before.tokens >= after.tokens
+    found = (after.steps, after.evaluations, after.looks)
+    assert found == tuple(len(told[kind]) for kind in ("steps", "evaluations", "drift"))
+    assert (after.held_out, after.general) == (2, count)
 
 
 def test_references_are_read_from_the_cache_and_change_no_bit(
