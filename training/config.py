@@ -93,10 +93,10 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
     disable_tqdm: bool | None = setting(True, "The Trainer's own bars stay off; ours is used.")
     remove_unused_columns: bool = setting(False, "Batches are packed here, not by column name.")
     dataloader_pin_memory: bool = setting(False, "Batches are too small for pinning to pay.")
+    fsdp: bool | None = setting(None, "Keep a part of each weight in each process (FSDP2).")
 
     def __post_init__(self) -> None:
         self._check_ranges()
-        self._refuse_sharding()
         if self.method == "sft":
             self.loss_type = "sft"
         if self.method != "bapo" or self.anchor_weight == 0:
@@ -107,14 +107,17 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
             # The Trainer makes this folder even where nothing is saved; not in the user's.
             self.output_dir = str(Path(tempfile.gettempdir(), "bapo-trainer"))
         # On a machine without accelerators transformers wants to be told so before it allows bf16.
-        if not torch.accelerator.is_available():
+        # DeepSpeed has CPU processes of its own, which accelerate finds only where nobody says so.
+        if not torch.accelerator.is_available() and not _launched_with("DeepSpeed"):
             self.use_cpu = True
+        self._check_sharding()
         if self.bf16 is None:
             self.bf16 = bf16_pays(cpu=self.use_cpu)
         try:
             super().__post_init__()
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise ConfigError(_first_line(error)) from error
+        self._check_stages()
         self._check_trackers()
 
     @property
@@ -144,15 +147,31 @@ class BAPOConfig(TrainingArguments):  # type: ignore[misc]
             if name not in get_available_reporting_integrations():
                 raise ConfigError(f"report_to {name} needs its package: pip install {name}.")
 
-    def _refuse_sharding(self) -> None:
-        """Where each process has but a part of the weights, none can write or check the adapter."""
+    @property
+    def shards(self) -> bool:
+        """Whether each process keeps a part of every weight only."""
+        return bool(self.fsdp) or _launched_with("FSDP")
+
+    def _check_sharding(self) -> None:
+        """accelerate passes over both on CPUs, without a word, where `use_cpu` is given."""
         for engine, asked in (("FSDP", self.fsdp), ("DeepSpeed", self.deepspeed)):
-            if asked or os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true":
+            if self.use_cpu and (asked or _launched_with(engine)):
                 raise ConfigError(
-                    f"{engine} is not supported: train data-parallel (torchrun, or accelerate with"
-                    " MULTI_GPU or MULTI_CPU); for a large base give load_in_4bit or"
-                    " gradient_checkpointing."
+                    f"{engine} is for accelerators: on CPUs train data-parallel (torchrun, or"
+                    " accelerate with MULTI_CPU)."
                 )
+        if self.shards and self.load_in_4bit:
+            raise ConfigError("FSDP goes without load_in_4bit: take one of the two.")
+
+    def _check_stages(self) -> None:
+        """Once the Trainer has read the engines' own settings."""
+        asked = self.fsdp_plugin_args or {"fsdp_version": os.environ.get("FSDP_VERSION", "1")}
+        if self.shards and int(asked["fsdp_version"]) != 2:
+            raise ConfigError("FSDP needs its second version: fsdp_version: 2.")
+        if self.deepspeed_plugin is not None and self.deepspeed_plugin.zero_stage == 3:
+            raise ConfigError(
+                "DeepSpeed's ZeRO-3 is not supported: take ZeRO-2, FSDP or load_in_4bit."
+            )
 
     def _check_ranges(self) -> None:
         for name in ("method", "loss_type", "anchor_type", "anchor_on", "anchor_engine"):
@@ -220,6 +239,7 @@ _MACHINE_ONLY = {
     "drift_prompts",
     "drift_steps",
     "drift_warn",
+    "fsdp",
     "logging_steps",
     "max_lora_rank",
     "method",
@@ -231,6 +251,11 @@ _MACHINE_ONLY = {
 _RECORDED = [n for n in BAPOConfig.__annotations__ if n not in _MACHINE_ONLY]
 _RECORDED += ["gradient_accumulation_steps", "max_grad_norm", "max_steps"]
 _HINTS = get_type_hints(BAPOConfig)
+
+
+def _launched_with(engine: str) -> bool:
+    """Whether `accelerate launch` was told to use FSDP or DeepSpeed."""
+    return os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() == "true"
 
 
 def bf16_pays(*, cpu: bool = False) -> bool:

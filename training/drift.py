@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from training.anchors import base_answers
-from training.batching import by_length, collate, on_device
+from training.batching import PackedRows, by_length, collate, on_device
 from training.config import BAPOConfig
 from training.encoding import EncodedPair, Tokens
 from training.errors import DriftedError
 from training.logprobs import causal_lm, evaluating, predictor_states, token_divergence
 from training.model import ResidentBase, reference
+from training.sharding import as_forward
 from training.trainer import step_of, whole_checkpoints
 
 logger = logging.getLogger(__name__)
@@ -67,14 +68,20 @@ def drift(model: nn.Module, answers: Sequence[EncodedPair], *, bf16: bool = Fals
     """
     network = causal_lm(model)
     head = network.get_output_embeddings()
+
+    def look(rows: PackedRows) -> Tensor:  # (N,)
+        with reference(model):
+            theirs = predictor_states(model, rows)  # (N, H)
+        return token_divergence(predictor_states(model, rows), theirs, head)
+
     nats, tokens = 0.0, 0
-    with evaluating(network), torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
+    precision = torch.autocast(network.device.type, torch.bfloat16, enabled=bf16)
+    with as_forward(model, look), evaluating(network), precision:
         for indices in by_length([len(answer) for answer in answers], ANSWERS_AT_ONCE):
             rows = on_device(collate([answers[index] for index in indices]), network.device)
-            with reference(model):
-                theirs = predictor_states(model, rows)  # (N, H)
-            nats += token_divergence(predictor_states(model, rows), theirs, head).sum().item()
-            tokens += len(theirs)
+            of_each = model(rows)
+            nats += of_each.sum().item()
+            tokens += len(of_each)
     return nats / tokens
 
 

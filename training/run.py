@@ -25,11 +25,12 @@ from training.checkpoints import StopWhenAsked, claim, last_checkpoint, run_iden
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest
 from training.drift import DRIFT, DriftWatch, watched_answers
-from training.errors import DataError, OutOfMemory, Stopped
+from training.errors import ConfigError, DataError, OutOfMemory, Stopped
 from training.history import Line, history
 from training.model import ResidentBase, load_base, trainable
 from training.preparing import Pairs, Prepared, pairs_of, prepare
 from training.progress import TrainingBar, bar
+from training.sharding import in_one_piece
 from training.trainer import BAPOTrainer
 from training.writing import recover, refuse_existing, write_adapter
 
@@ -80,6 +81,10 @@ def train_adapter(
     if not data:
         raise DataError("There are no preference pairs to train on.")
     held_out = pairs_of(eval_pairs)
+    if config.shards and isinstance(model, ResidentBase):
+        raise ConfigError(
+            "FSDP takes a base in memory apart; train one adapter, with `bapo train`."
+        )
     base = model if isinstance(model, ResidentBase) else _load(model, config)
     label = label if config.process_index == 0 else None  # of several processes, one talks
     identity = run_identity(base.info, data, config)
@@ -97,6 +102,7 @@ def train_adapter(
                 claim(checkpoints, identity)
             watch = DriftWatch(watched, name or target.name)
             metrics, record = _fit(policy, ready, config, checkpoint, watch, label)
+            policy = in_one_piece(policy, here=config.should_save)
             clock.lap("training")
             manifest = _manifest(name or target.name, base, data, ready, config, metrics)
             if config.should_save:

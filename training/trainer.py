@@ -33,6 +33,7 @@ from training.history import Line, mean_figures
 from training.logprobs import sequence_logprobs, sequence_logprobs_and_kl
 from training.losses import BapoLoss, anchor_loss, bapo_loss, preference_loss, sft_loss
 from training.scoring import with_reference
+from training.sharding import as_forward
 
 BASE = 2
 """The first column of the base answers, behind chosen and rejected."""
@@ -130,26 +131,11 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
             self.history = json.loads(kept)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    @contextmanager
-    def _scoring_forward(self) -> Iterator[None]:
-        """Inside, calling the model scores a batch: so wrappers (DDP, FSDP) see the whole step."""
-        model = self.model
-        before = model.__dict__.get("forward")
-        with_kl = self.args.anchored and self.args.anchor_type == "kl"
-
-        def score(batch: PairBatch) -> tuple[Tensor, Tensor | None]:
-            if with_kl:
-                return sequence_logprobs_and_kl(model, batch, first=BASE)
-            return sequence_logprobs(model, batch), None
-
-        model.forward = score
-        try:
-            yield
-        finally:
-            if before is None:
-                del model.forward
-            else:
-                model.forward = before
+    def _look(self, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """The policy's log-probabilities of a batch (B, K), and with a kl anchor its KL (B, A)."""
+        if self.args.anchored and self.args.anchor_type == "kl":
+            return sequence_logprobs_and_kl(self.model, batch, first=BASE)
+        return sequence_logprobs(self.model, batch), None
 
     def compute_loss(
         self,
@@ -164,7 +150,8 @@ class BAPOTrainer(Trainer):  # type: ignore[misc]
 
     def _score(self, model: nn.Module, inputs: PairBatch) -> tuple[Tensor, Tensor]:
         """The mean loss and the log-probabilities (B, K) behind it; figures are kept."""
-        with self._scoring_forward(), self._precision(inputs["input_ids"].device.type):
+        precision = self._precision(inputs["input_ids"].device.type)
+        with as_forward(self.model, self._look), precision:
             policy, base_kl = model(inputs)  # (B, K), (B, A)
         pairs = inputs["lengths"][:, 0] > 0  # (B,), the others are general prompts
         loss = self._loss(policy, inputs["reference"], inputs["lengths"], base_kl, pairs)

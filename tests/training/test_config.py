@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from training.config import BAPOConfig, config_of, experiment, read_settings
 from training.errors import ConfigError
@@ -67,15 +68,31 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any], said: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ["FSDP", "DeepSpeed"])
-def test_sharding_is_refused_however_it_is_asked_for(
+def test_what_would_be_passed_over_on_cpus_is_refused_however_it_is_asked_for(
     engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"fsdp": "full_shard"} if engine == "FSDP" else {"deepspeed": "zero3.json"}
-    with pytest.raises(ConfigError, match=f"{engine} is not supported: train data-parallel"):
+    asked = {"fsdp": "true"} if engine == "FSDP" else {"deepspeed": "zero2.json"}
+    with pytest.raises(ConfigError, match=f"{engine} is for accelerators: on CPUs train data"):
         config_of(asked | {"use_cpu": True})
     monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")  # `accelerate launch` does so
-    with pytest.raises(ConfigError, match=f"{engine} is not supported"):
+    with pytest.raises(ConfigError, match=f"{engine} is for accelerators"):
         BAPOConfig(use_cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"load_in_4bit": True}, "FSDP goes without load_in_4bit"),
+        ({"fsdp_config": {"version": 1}}, "FSDP needs its second version"),
+    ],
+)
+def test_what_fsdp_cannot_do_is_refused(
+    settings: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a machine with an accelerator, whose devices a config does not touch.
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(ConfigError, match=said):
+        BAPOConfig(fsdp=True, bf16=False, **settings)
 
 
 def test_a_value_out_of_range_is_named_in_python_too() -> None:

@@ -1,5 +1,6 @@
 """Two processes of half the batch train what one of the whole batch does, however they share."""
 
+import importlib.util
 import json
 import os
 import re
@@ -21,6 +22,23 @@ Begin = Callable[..., "subprocess.Popen[str]"]
 Run = Callable[..., tuple[int, str, str]]
 
 VERB = "from training.cli import train\ntrain()\n"
+
+ON_CPUS_TOO = """
+# accelerate shards on accelerators only: here CPU processes take its branch, too.
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from training.config import BAPOConfig
+
+begin = AcceleratorState.__init__
+
+def with_fsdp(self, *args, fsdp_plugin=None, **more):
+    begin(self, *args, fsdp_plugin=fsdp_plugin, **more)
+    if fsdp_plugin is not None:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+AcceleratorState.__init__ = with_fsdp
+BAPOConfig._check_sharding = lambda self: None
+"""
 
 NO_NUMBER = """
 # In the second process alone, and in its second step.
@@ -112,6 +130,31 @@ def test_data_parallel_training_is_the_training_of_one(run: Run, tmp_path: Path)
         assert status == 0, complained
         assert said.count("reward accuracy") == 1  # one process talks
     expect_equal(tmp_path / "one", tmp_path / "two")
+
+
+def test_sharded_training_is_the_training_of_one(run: Run, tmp_path: Path) -> None:
+    """Through the Trainer and accelerate's FSDP2, drift, writing and parity check included."""
+    anchor = {"anchor_type": "kl", "anchor_weight": 0.1}
+    status, _, complained = run("whole", **anchor)
+    assert status == 0, complained
+    status, _, complained = run("parts", processes=2, fsdp="true", before=ON_CPUS_TOO, **anchor)
+    assert status == 0, complained
+    expect_equal(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="needs deepspeed")
+def test_deepspeed_with_whole_weights_is_the_training_of_one(run: Run, tmp_path: Path) -> None:
+    """Not in our environments: once installed, whoever unwraps a model imports it, for seconds."""
+    own = {"processes": 2, "use_cpu": "false", "ddp_backend": "gloo"}
+    asked = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+    stages = [asked | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage} for stage in "23"]
+    assert run("one")[0] == 0
+    status, _, complained = run("two", env=stages[0], **own)
+    assert status == 0, complained
+    expect_equal(tmp_path / "one", tmp_path / "two")
+    status, _, complained = run("three", env=stages[1], **own)
+    assert status == 1
+    assert "ZeRO-3 is not supported" in complained
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_every_process(
