@@ -57,17 +57,26 @@ class Server:
 
     def publish(self, adapter: str, files: Path) -> None:
         """From an adapter's files to its first request: what a user of either server has to do."""
-        if self.name == OURS:
-            config, weights = files / "adapter_config.json", files / "adapter_model.safetensors"
-            with config.open("rb") as one, weights.open("rb") as other:
-                self.call(
-                    "POST",
-                    f"/admin/adapters/{adapter}/versions",
-                    files={"adapter_config": one, "adapter_model": other},
-                    data={"activate": "true"},
-                )
-        else:
+        self.put(adapter, files)
+        self.load(adapter)
+
+    def put(self, adapter: str, files: Path) -> None:
+        """Have the server keep an adapter, or put it where the server looks; nothing is loaded."""
+        if self.name != OURS:
             self.place(adapter, files)
+            return
+        config, weights = files / "adapter_config.json", files / "adapter_model.safetensors"
+        with config.open("rb") as one, weights.open("rb") as other:
+            self.call(
+                "POST",
+                f"/admin/adapters/{adapter}/versions",
+                files={"adapter_config": one, "adapter_model": other},
+                data={"activate": "true"},
+            )
+
+    def load(self, adapter: str) -> None:
+        """What has to be said before the first request; ours loads at that request."""
+        if self.name != OURS:
             told = {"lora_name": adapter, "lora_path": str(self.folder / adapter)}
             self.call("POST", "/v1/load_lora_adapter", json=told)
 
