@@ -108,7 +108,7 @@ class AdapterPool:
         meter.cold = not _succeeded(resident.adding)
         resident.users += 1
         try:
-            if self.bytes + resident.bytes <= self._memory_bytes:
+            if self._fits(resident.bytes):
                 self._stage(resident)  # while others have their turn
             async with self.slots.turn(version.engine_id):
                 meter.enter(Phase.LOAD)
@@ -201,6 +201,16 @@ class AdapterPool:
         log.info("adapter_loaded", adapter=version.ref, bytes=resident.bytes)
         if self._witness:
             self._witness.loaded(version.adapter_id, resident.loading_seconds)
+
+    def _fits(self, size: int) -> bool:
+        """Whether so much more has room once all is evicted that nobody uses or waits for."""
+        missing = self.bytes + size - self._memory_bytes
+        for resident in self._residents.values():
+            if missing <= 0:
+                break
+            if not resident.users and resident.staging is not None:
+                missing -= resident.bytes
+        return missing <= 0
 
     def _make_room(self, size: int) -> None:
         """Evict what nobody uses, the oldest first, until so much more fits.

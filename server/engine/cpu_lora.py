@@ -107,7 +107,9 @@ def _is_all(index: Rows, length: int) -> bool:
 class Stacks:
     """The weights of one layer in every slot, its P parts (q, k, v) side by side.
 
-    `parts_a` and `parts_b` are views of them in vLLM's shapes, which it writes adapters into.
+    `parts_a` and `parts_b` are views of them in vLLM's shapes. What is written by `write` is
+    remembered by its rank, so that what the next adapter of the slot does not cover is zeroed, and
+    no more: a slot of rank 128 would cost as much for one of rank 8.
     """
 
     def __init__(self, slots: int, rank: int, width: int, sizes: Sequence[int]) -> None:
@@ -119,6 +121,47 @@ class Stacks:
             self.b.append(torch.zeros(slots, len(list(alike)), size, rank))
         self.parts_a = tuple(a.unsqueeze(1) for a in self.a.unbind(1))  # (slots, 1, rank, width)
         self.parts_b = tuple(b.unsqueeze(1) for group in self.b for b in group.unbind(1))
+        self._filled = [[0] * len(sizes) for _ in range(slots)]
+        """Of each slot and part, the first rank from which on there are only zeros."""
+
+    def write(
+        self, slot: int, a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]
+    ) -> None:
+        """Put an adapter in a slot: of each part (r, width) and (size, r), or None."""
+        for part, (one, other) in enumerate(zip(a, b, strict=True)):
+            into_a, into_b = self.parts_a[part][slot, 0], self.parts_b[part][slot, 0]
+            rank = 0 if one is None else len(one)
+            filled = max(self._filled[slot][part], rank)
+            self._filled[slot][part] = filled  # also if this fails half-way
+            if one is not None and other is not None:
+                into_a[:rank] = one
+                into_b[:, :rank] = other
+            into_a[rank:filled] = 0
+            into_b[:, rank:filled] = 0
+            self._filled[slot][part] = rank
+
+    def fits(self, a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> bool:
+        """Whether `write` can take these: whole, and both or none of each part."""
+        return len(a) == len(b) == len(self.parts_a) and all(
+            (one is None and other is None)
+            or (
+                one is not None
+                and other is not None
+                and one.shape[1:] == into_a.shape[3:]
+                and other.shape == (into_b.shape[2], len(one))
+                and len(one) <= into_a.shape[2]
+            )
+            for one, other, into_a, into_b in zip(a, b, self.parts_a, self.parts_b, strict=True)
+        )
+
+    def clear(self, slot: int) -> None:
+        """Only zeros in a slot."""
+        nothing = [None] * len(self.parts_a)
+        self.write(slot, nothing, nothing)
+
+    def was_written(self, slot: int) -> None:
+        """Somebody else has written into the slot's views; how far is not known."""
+        self._filled[slot] = [self.a.shape[2]] * len(self.parts_a)
 
 
 def add_lora(output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch) -> None:

@@ -1,16 +1,17 @@
 """What of vLLM's LoRA is replaced on a CPU, so that it computes with `cpu_lora.py`.
 
-Owns the replacement of four of vLLM's names, and nothing of the arithmetic. Its punica wrapper is
+Owns the replacement of some of vLLM's names, and nothing of the arithmetic. Its punica wrapper is
 what every LoRA layer calls; here it makes the plan of a step when vLLM tells it the step's rows,
 and refuses the layers that this server serves no adapters for. Embeddings and the output head are
 not wrapped at all: uploads with such weights are refused, and vLLM would multiply the whole
-vocabulary with nothing at every step.
+vocabulary with nothing at every step. Everybody waits while an adapter is written into its slot, so
+no more is written than must be.
 Written against vLLM 0.32; re-read it at every upgrade.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from vllm.lora import model_manager
@@ -25,6 +26,10 @@ vllm_supported_modules: Any = model_manager.get_supported_lora_modules
 
 WITH_STACKS: tuple[Any, ...] = (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA)
 """The layers that make their stacks by themselves; all other linear ones inherit from them."""
+
+
+Weights: TypeAlias = torch.Tensor | list[torch.Tensor | None]
+"""Of a layer, or of each of its parts."""
 
 
 class Parts(tuple[torch.Tensor, ...]):
@@ -76,8 +81,27 @@ def _with_stacks(create: Any) -> Any:
         stacks = Stacks(slots, rank, width, sizes)
         layer.lora_a_stacked, layer.lora_b_stacked = Parts(stacks.parts_a), stacks.parts_b
         layer.lora_a_stacked.stacks = stacks
+        layer.reset_lora, layer.set_lora = stacks.clear, _writing(layer, stacks)
 
     return create_lora_weights
+
+
+def _writing(layer: Any, stacks: Stacks) -> Any:
+    """`set_lora` of a layer: by `Stacks.write`, and by vLLM's own for what is not whole."""
+    vllms = layer.set_lora
+
+    def set_lora(slot: int, lora_a: Weights, lora_b: Weights) -> None:
+        a = [lora_a] if isinstance(lora_a, torch.Tensor) else lora_a
+        b = [lora_b] if isinstance(lora_b, torch.Tensor) else lora_b
+        if layer.tp_size == 1 and stacks.fits(a, b):
+            stacks.write(slot, a, b)
+        else:
+            try:
+                vllms(slot, lora_a, lora_b)
+            finally:
+                stacks.was_written(slot)
+
+    return set_lora
 
 
 def linear_modules(model: torch.nn.Module) -> list[str]:

@@ -209,11 +209,12 @@ class Engine:
 
     async def stage_adapter(self, name: str, engine_id: int, folder: Path) -> None:
         """Have the worker read the adapter in `folder`, beside its steps."""
-        await self._ask_workers("stage_adapter", name, engine_id, str(folder))
+        staged = await self._ask_workers("stage_adapter", name, engine_id, str(folder))
         pause, longest = STAGING_POLLS
-        while not all(await self._ask_workers("adapter_is_staged", engine_id)):
+        while not all(staged):
             await asyncio.sleep(pause)
             pause = min(2 * pause, longest)
+            staged = await self._ask_workers("adapter_is_staged", engine_id)
 
     async def add_adapter(self, name: str, engine_id: int, folder: Path) -> None:
         """Give a staged adapter a slot, and make it known to the handlers as `name`."""

@@ -4,6 +4,8 @@ Owns the way of an adapter from its folder into the worker's memory, and looking
 reads an adapter between two steps, for which everybody's streams wait; here a thread of the worker
 reads it first, and when vLLM asks for it, it is there; what is left is the copy into a slot.
 That thread has no helpers: on a CPU they would wait by spinning on the cores of the steps.
+vLLM's reading only maps the file: what is in the file when an adapter gets a slot, for the first or
+the tenth time, would be served, and not what was checked. So the thread reads it into memory.
 Refuses to choose: who is loaded and removed is the pool's to say.
 Reached by `collective_rpc`; the class becomes a base of vLLM's worker (`--worker-extension-cls`),
 so its names must not meet vLLM's. Written against vLLM 0.32.
@@ -12,7 +14,7 @@ so its names must not meet vLLM's. Written against vLLM 0.32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from vllm.lora.request import LoRARequest
 
 READERS = 2
 """Threads that read; more would only take the interpreter from the steps."""
+
+QUICK_SECONDS = 0.005
+"""So long a step may wait for a read that is about to end; asking once more takes a step."""
 
 WITH_NAN = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -43,10 +48,10 @@ class Staging:
         if request.lora_int_id not in self._staged:
             self._staged[request.lora_int_id] = self._threads.submit(self._load, request)
 
-    def is_ready(self, engine_id: int) -> bool:
-        """Whether it has been read. Raises what reading it raised, and forgets it then."""
+    def is_ready(self, engine_id: int, seconds: float = 0.0) -> bool:
+        """Whether it is read after so long a wait. Raises what reading raised, and forgets it."""
         found = self._staged[engine_id]
-        if not found.done():
+        if not wait([found], seconds).done:
             return False
         if error := found.exception():
             del self._staged[engine_id]
@@ -62,6 +67,17 @@ class Staging:
         """Forget what was read and not taken."""
         if found := self._staged.pop(engine_id, None):
             found.cancel()
+
+
+def in_memory(adapter: LoRAModel) -> LoRAModel:
+    """The adapter with weights in memory of its own, not in a file's pages."""
+    for weights in adapter.loras.values():
+        weights.lora_a, weights.lora_b = _own(weights.lora_a), _own(weights.lora_b)
+    return adapter
+
+
+def _own(weights: torch.Tensor) -> torch.Tensor:
+    return weights if weights.is_pinned() else weights.clone()  # what is pinned was copied for it
 
 
 def _stay_aside() -> None:
@@ -80,9 +96,10 @@ class AdapterStaging:
     model_runner: Any
     remove_lora: Callable[[int], bool]
 
-    def stage_adapter(self, name: str, engine_id: int, folder: str) -> None:
-        """Begin reading the adapter in `folder`."""
+    def stage_adapter(self, name: str, engine_id: int, folder: str) -> bool:
+        """Begin reading the adapter in `folder`; whether that is done. Raises what it raised."""
         self._adapter_staging().begin(LoRARequest(name, engine_id, folder))
+        return self._adapter_staging().is_ready(engine_id, QUICK_SECONDS)
 
     def adapter_is_staged(self, engine_id: int) -> bool:
         """Whether `stage_adapter` has come to its end. Raises what it raised."""
@@ -124,6 +141,7 @@ class AdapterStaging:
         manager = self.model_runner.lora_manager
         staging: Staging | None = getattr(manager, "bapo_staging", None)
         if staging is None:
-            staging = manager.bapo_staging = Staging(manager._load_adapter)
+            load: Load = manager._load_adapter
+            staging = manager.bapo_staging = Staging(lambda request: in_memory(load(request)))
             manager._load_adapter = staging.take
         return staging

@@ -124,3 +124,50 @@ def test_vllm_needs_the_correction_and_gets_it_as_a_plugin() -> None:
         [sys.executable, "-c", VLLM_STILL_WRONG], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_adapter_leaves_nothing_of_the_one_before_it_in_a_slot() -> None:
+    stacks = Stacks(SLOTS, RANK, WIDTH, SIZES)
+    generator = torch.Generator().manual_seed(0)
+
+    def adapter(*ranks: int | None) -> tuple[list[torch.Tensor | None], ...]:
+        """In bf16, as adapters are kept; a part of rank None is not adapted."""
+        return tuple(
+            [
+                rank and torch.randn(shape(rank, size), generator=generator).bfloat16()
+                for rank, size in zip(ranks, SIZES, strict=True)
+            ]
+            for shape in (lambda rank, _: (rank, WIDTH), lambda rank, size: (size, rank))
+        )
+
+    for ranks in ((4, 4, 4), (2, None, 4), (None, 3, 1), (4, 1, None), (None,) * 3, (1, 2, 3)):
+        a, b = adapter(*ranks)
+        assert stacks.fits(a, b)
+        stacks.write(1, a, b)
+        fresh = Stacks(SLOTS, RANK, WIDTH, SIZES)
+        for part, (one, other) in enumerate(zip(a, b, strict=True)):
+            if one is not None and other is not None:
+                fresh.parts_a[part][1, 0, : len(one)] = one.float()
+                fresh.parts_b[part][1, 0, :, : len(one)] = other.float()
+        assert torch.equal(stacks.a, fresh.a)
+        assert all(map(torch.equal, stacks.b, fresh.b))
+
+
+def test_what_another_wrote_into_a_slot_is_zeroed_too() -> None:
+    stacks = Stacks(SLOTS, RANK, WIDTH, SIZES)
+    stacks.parts_a[0][1, 0] = stacks.parts_b[2][1, 0] = 1.0
+    stacks.was_written(1)
+    stacks.clear(1)
+    assert not stacks.a.any()
+    assert not any(group.any() for group in stacks.b)
+
+
+def test_a_write_that_fails_is_cleaned_up_by_the_next() -> None:
+    stacks = Stacks(SLOTS, RANK, WIDTH, SIZES)
+    whole = torch.ones(RANK, WIDTH)
+    narrow = torch.ones(SIZES[0] - 1, RANK)
+    assert not stacks.fits([whole, None, None], [narrow, None, None])
+    with pytest.raises(RuntimeError):
+        stacks.write(1, [whole, None, None], [narrow, None, None])
+    stacks.clear(1)
+    assert not stacks.a.any()

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from threadpoolctl import threadpool_info
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
     from vllm.lora.request import LoRARequest
 
-    from server.engine.worker import AdapterStaging, Staging
+    from server.engine.worker import AdapterStaging, Staging, in_memory
 
 
 class SlowDisk:
@@ -71,6 +73,31 @@ def test_a_read_that_fails_says_so_once_and_can_be_tried_again() -> None:
         ready(staging, 1)
     staging.begin(LoRARequest("a@1", 1, str(Path("mended"))))
     assert ready(staging, 1)
+
+
+def test_what_is_served_is_what_was_read_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    """vLLM only maps the file, whose pages would be read at each time an adapter gets a slot."""
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({"A": torch.ones(4, 8), "B": torch.ones(8, 4)}, file)
+    with safe_open(file, framework="pt") as mapped:
+        a, b = mapped.get_tensor("A"), mapped.get_tensor("B")
+    adapter: Any = SimpleNamespace(loras={"q": SimpleNamespace(lora_a=a, lora_b=b)})
+    weights = in_memory(adapter).loras["q"]
+    with file.open("r+b") as disk:
+        disk.seek(-256, 2)
+        disk.write(bytes(256))
+    assert not (a.all() and b.all())  # or the test shows nothing
+    assert weights.lora_a.all()
+    assert weights.lora_b.all()
+
+
+def test_a_quick_read_is_awaited_and_a_slow_one_is_not() -> None:
+    disk = SlowDisk()
+    staging = Staging(disk)
+    staging.begin(LoRARequest("a@1", 1, "somewhere"))
+    assert not staging.is_ready(1, 0.001)
+    threading.Timer(0.01, disk.go.set).start()
+    assert staging.is_ready(1, 10)
 
 
 def test_what_is_dropped_is_gone_wherever_it_is() -> None:
