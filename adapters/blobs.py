@@ -24,7 +24,7 @@ from pathlib import Path
 
 from adapters.artifact import SERVED_FILES, artifact_digest
 from adapters.errors import CorruptArtifact, InvalidAdapter, StoreError
-from adapters.files import disk_errors, sync_folder
+from adapters.files import disk_errors, sync_file, sync_folder
 from adapters.leases import Lease, Turns, locked
 
 FilesState = tuple[tuple[int, int, int], ...]  # of each file: inode, size, last write
@@ -82,8 +82,37 @@ class BlobFolder:
 
         Raises CorruptArtifact where the draft's content is not the digest's, StoreFull, StoreError.
         """
-        place = self.place(digest)
         self._check(digest, draft)
+        return self._name(draft, digest)
+
+    def is_in_draft(self, folder: Path) -> bool:
+        """Whether a folder lies in a draft of this folder of blobs."""
+        return folder.is_relative_to(self._drafts)
+
+    def take(self, folder: Path) -> str:
+        """Keep the files of a folder in a draft as they are, hashed once and not copied.
+
+        Nobody writes to them any more. Raises InvalidAdapter where one is missing, StoreFull,
+        StoreError.
+        """
+        with self.draft() as draft:
+            with disk_errors(folder):
+                for name in SERVED_FILES:
+                    with suppress(FileNotFoundError):  # hashing says so
+                        os.link(folder / name, draft / name, follow_symlinks=False)
+            state = _state(draft)  # first, as in `_check`
+            digest = artifact_digest(draft)
+            if state is not None:
+                self._sound[digest] = state
+            with disk_errors(folder):
+                for name in SERVED_FILES:
+                    sync_file(draft / name)
+            self._name(draft, digest).release()
+        return digest
+
+    def _name(self, draft: Path, digest: str) -> Lease:
+        """Give a draft that was hashed its name, or mend the blob that has it."""
+        place = self.place(digest)
         with disk_errors(place):
             sync_folder(draft)
             while True:

@@ -61,6 +61,12 @@ def write_durably(path: Path, chunks: Iterable[bytes]) -> None:
         raise as_store_error(error, path) from error
 
 
+def sync_file(path: Path) -> None:
+    """Bring what was written into a file to the disk, whoever wrote it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(path: Path) -> None:
     """Bring a folder's entries (names, renames) to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

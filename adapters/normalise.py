@@ -18,7 +18,15 @@ from adapters.files import as_store_error, open_regular, sync_folder, write_dura
 from adapters.lora_config import read_config, settings_of
 from adapters.lora_tensors import LoraKey, by_key
 from adapters.strictjson import Malformed
-from adapters.tensorfile import TensorEntry, encode_bf16, header_bytes, read_blocks, read_header
+from adapters.tensorfile import (
+    Floats,
+    Numbers,
+    TensorEntry,
+    encode_bf16,
+    header_bytes,
+    read_blocks,
+    read_header,
+)
 
 
 def normalise(source: Path, target: Path) -> None:
@@ -72,7 +80,14 @@ def _weights(
     for key, entry in tensors.items():
         factor = scale if key.side == "B" else 1.0
         for values in read_blocks(file, entry):
-            # In double precision: a large alpha on small values must not overflow on the way.
-            with np.errstate(over="ignore", invalid="ignore"):  # `encode_bf16` refuses what did
-                scaled = values.astype(np.float64) * factor
-            yield encode_bf16(scaled + 0.0)  # minus zero is zero
+            yield encode_bf16(scaled(values, factor) + 0.0)  # minus zero is zero
+
+
+def scaled(values: Floats, factor: float) -> Numbers:
+    """The products, as double precision has them; what overflows `encode_bf16` refuses."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The product of two float32 numbers fits a double: rounded to float32, it is the same.
+        if float(np.float32(factor)) == factor:
+            return values * np.float32(factor)
+        # A large alpha on small values must not overflow on the way.
+        return values.astype(np.float64) * factor

@@ -18,9 +18,9 @@ from adapters.artifact import read_manifest
 from adapters.audit import log
 from adapters.base import BaseModelInfo
 from adapters.db import AdapterRow, VersionRow, reading, writing
-from adapters.errors import AlreadyExists, Conflict, InvalidName
+from adapters.errors import AlreadyExists, Conflict, InvalidAdapter, InvalidName
 from adapters.gate import Gate
-from adapters.limits import Limits
+from adapters.limits import Limits, ValidationReport
 from adapters.names import check_adapter_id
 from adapters.normalise import normalise
 from adapters.pointers import past_the_gate, point
@@ -28,7 +28,7 @@ from adapters.provenance import derive_manifest
 from adapters.quotas import check_quota
 from adapters.rows import living_adapter, user_row
 from adapters.store import Store
-from adapters.validation import validate
+from adapters.validation import validate, validate_form
 from adapters.versions import AdapterVersion, version_of
 
 LONGEST_KEY = 255
@@ -80,14 +80,10 @@ class Publishing:
         check_adapter_id(adapter_id, reserved)
         _check_key(idempotency_key)
         limits = limits or Limits()
-        found = validate(folder, base, limits)
-        manifest = read_manifest(folder) or derive_manifest(folder, base, found, adapter_id)
         with self.store.scratch() as scratch:
             served = scratch / "served"
-            normalise(folder, served)
-            # Once more, on the very bytes that will be served: rounding may have emptied them,
-            # and whoever owns the folder may have changed it since.
-            report = validate(served, base, limits)
+            report = _served_form(folder, served, base, limits)
+            manifest = read_manifest(folder) or derive_manifest(folder, base, report, adapter_id)
             upload = Upload(
                 adapter_id,
                 owner,
@@ -113,6 +109,24 @@ class Publishing:
                         session, living_adapter(session, adapter_id), row.version, actor, **forced
                     )
                 return version_of(row)
+
+
+def _served_form(
+    folder: Path, served: Path, base: BaseModelInfo, limits: Limits
+) -> ValidationReport:
+    """Write the served form of `folder` to the new folder `served`, and check it there.
+
+    The numbers are looked at once, in the very bytes that will be served: rounding may have emptied
+    them, and whoever owns the folder may change it meanwhile. Only where they are refused they are
+    looked at in what was sent, so that the words are about that.
+    """
+    validate_form(folder, base, limits)
+    try:
+        normalise(folder, served)
+        return validate(served, base, limits)
+    except InvalidAdapter:
+        validate(folder, base, limits)
+        raise
 
 
 def _check_key(key: str | None) -> None:

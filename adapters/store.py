@@ -30,7 +30,8 @@ class Store(Protocol):
         """Keep the served files of `folder`; returns their digest. Equal content is kept once.
 
         Content that is there already becomes young again, and whole where it was damaged. Raises
-        InvalidAdapter where a file is missing, and StoreFull, with nothing left behind.
+        InvalidAdapter where a file is missing, and StoreFull, with nothing left behind. Files in
+        this store's own scratch are not to be changed any more: they may be kept as they are.
         """
 
     def holds(self, digest: str) -> bool:
@@ -63,6 +64,8 @@ class LocalStore:
         self._blobs = BlobFolder(root)
 
     def put(self, folder: Path) -> str:
+        if self._blobs.is_in_draft(folder):
+            return self._blobs.take(folder)
         digest = artifact_digest(folder)
         self._blobs.date(digest)  # before the hashing, which takes its time
         if self._is_sound(digest):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from adapters.strictjson import Malformed, parse_object
 
 Floats = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.float64] | Floats
 
 ELEMENT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 MAX_DIMENSIONS = 8
@@ -25,6 +26,8 @@ MAX_DIMENSIONS = 8
 MAX_HEADER_BYTES = 4 * 2**20
 # Elements worked on at once: a few MiB, whatever the tensor.
 BLOCK = 2**17
+# Bits of the smallest float32 that rounds to infinity, halfway between it and bf16's largest.
+_BEYOND_BF16 = 0x7F7F8000
 
 
 @dataclass(frozen=True)
@@ -109,17 +112,20 @@ def decode(raw: bytes, dtype: str) -> Floats:
     return np.frombuffer(raw, "<f4" if dtype == "F32" else "<f2").astype(np.float32)
 
 
-def encode_bf16(values: npt.NDArray[np.float64] | Floats) -> bytes:
+def encode_bf16(values: Numbers) -> bytes:
     """Finite numbers as bf16 bytes, rounded to nearest, ties to even.
 
     Raises Malformed where a value is beyond bf16's range.
     """
     with np.errstate(over="ignore"):  # what overflows is found, and refused, just below
-        bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
-    if bool(((rounded & 0x7F80) == 0x7F80).any()):
+        bits = values.astype(np.float32).view(np.uint32)
+    if bits.size and (bits & 0x7FFFFFFF).max() >= _BEYOND_BF16:
         raise Malformed("holds values beyond the range of bf16")
-    return rounded.tobytes()
+    odd = (bits >> 16) & 1
+    odd += bits
+    odd += 0x7FFF
+    odd >>= 16
+    return odd.astype("<u2").tobytes()
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:

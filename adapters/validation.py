@@ -7,6 +7,7 @@ As many problems as can be told are told at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,13 +23,13 @@ from adapters.errors import IncompatibleBase, InvalidAdapter
 from adapters.files import open_regular
 from adapters.limits import Limits, ValidationReport
 from adapters.lora_config import LoraSettings, coverage, read_config, settings_of
-from adapters.lora_tensors import pairs_for
+from adapters.lora_tensors import Pair, pairs_for
 from adapters.magnitudes import Magnitudes, measure
 from adapters.provenance import doubts_about_base
 from adapters.strictjson import Malformed
-from adapters.tensorfile import MAX_HEADER_BYTES, read_header
+from adapters.tensorfile import MAX_HEADER_BYTES, TensorFile, read_header
 
-__all__ = ["Limits", "ValidationReport", "validate"]
+__all__ = ["Limits", "ValidationReport", "validate", "validate_form"]
 
 BLUR = 0.02  # worth a warning; what is not converted has a tenth of it
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -36,29 +37,53 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 def validate(folder: Path, base: BaseModelInfo, limits: Limits) -> ValidationReport:
     """Check the adapter in `folder` against `base`. Raises InvalidAdapter, IncompatibleBase."""
-    _check_listing(folder)
-    manifest = read_manifest(folder)
-    _check_base(manifest, base)
-    config = read_config(folder)
-    settings = settings_of(config, limits.max_rank)
-    try:
-        file, size = open_regular(folder / WEIGHTS_FILE)
-        with file:
-            modules, parameters, sizes = _check_weights(file, size, settings, base, limits)
-    except Malformed as error:
-        raise InvalidAdapter([f"{WEIGHTS_FILE} {error}"]) from None
-    except OSError as error:
-        raise InvalidAdapter([f"{WEIGHTS_FILE} cannot be read ({error.strerror})"]) from None
+    manifest, config, settings = _check_words(folder, base, limits)
+    with _weights(folder) as (file, size):
+        header, pairs = _check_layout(file, size, settings, base, limits)
+        sizes = measure(file, pairs, settings.scale, base, limits)
+    if sizes.problems:
+        raise InvalidAdapter(sizes.problems)
+    modules = tuple(sorted(pairs))
     doubts = (*_doubts(manifest, config, base), *_disagreements(config, modules, base))
     return ValidationReport(
         rank=settings.rank,
         scale=settings.scale,
         modules=modules,
-        parameters=parameters,
+        parameters=sum(entry.elements for entry in header),
         bytes=size,
         warnings=(*doubts, *_blurred(sizes)),
         change=sizes.change,
     )
+
+
+def validate_form(folder: Path, base: BaseModelInfo, limits: Limits) -> None:
+    """All of `validate` but the look at the numbers, which costs the time: enough to rewrite it."""
+    _, _, settings = _check_words(folder, base, limits)
+    with _weights(folder) as (file, size):
+        _check_layout(file, size, settings, base, limits)
+
+
+def _check_words(
+    folder: Path, base: BaseModelInfo, limits: Limits
+) -> tuple[Manifest | None, Mapping[str, Any], LoraSettings]:
+    _check_listing(folder)
+    manifest = read_manifest(folder)
+    _check_base(manifest, base)
+    config = read_config(folder)
+    return manifest, config, settings_of(config, limits.max_rank)
+
+
+@contextmanager
+def _weights(folder: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """The open file and its size; what is wrong with it is told as InvalidAdapter."""
+    try:
+        file, size = open_regular(folder / WEIGHTS_FILE)
+        with file:
+            yield file, size
+    except Malformed as error:
+        raise InvalidAdapter([f"{WEIGHTS_FILE} {error}"]) from None
+    except OSError as error:
+        raise InvalidAdapter([f"{WEIGHTS_FILE} cannot be read ({error.strerror})"]) from None
 
 
 def _check_listing(folder: Path) -> None:
@@ -89,10 +114,10 @@ def _check_base(manifest: Manifest | None, base: BaseModelInfo) -> None:
     )
 
 
-def _check_weights(
+def _check_layout(
     file: BinaryIO, size: int, settings: LoraSettings, base: BaseModelInfo, limits: Limits
-) -> tuple[tuple[str, ...], int, Magnitudes]:
-    """The adapted modules, the number of parameters, and how much they change.
+) -> tuple[TensorFile, Mapping[str, Pair]]:
+    """The header, and the tensors by the module that they adapt.
 
     Raises InvalidAdapter, and Malformed with a clause about the file.
     """
@@ -104,10 +129,7 @@ def _check_weights(
         problems.append(f"{WEIGHTS_FILE} holds no tensor")
     if problems:
         raise InvalidAdapter(problems)
-    sizes = measure(file, pairs, settings.scale, base, limits)
-    if sizes.problems:
-        raise InvalidAdapter(sizes.problems)
-    return tuple(sorted(pairs)), sum(entry.elements for entry in header), sizes
+    return header, pairs
 
 
 def _header_limit(base: BaseModelInfo) -> int:

@@ -23,11 +23,12 @@ from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
 from server.api.archives import ARCHIVE, sent
 from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
+from server.api.uploads import LargeBody
 from server.dependencies import AdminDep, BaseDep, OptionalLive, RegistryDep, SettingsDep
 from server.errors import BadRequest
 from server.pages import After, Limit, page, plus_one
 
-router = APIRouter(prefix="/admin/adapters", tags=["admin"])
+router = APIRouter(prefix="/admin/adapters", tags=["admin"], route_class=LargeBody)
 
 COPY_BYTES = 1024 * 1024
 

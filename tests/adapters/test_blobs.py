@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from adapters.artifact import CONFIG_FILE, WEIGHTS_FILE, artifact_digest
 from adapters.blobs import BlobFolder
-from adapters.errors import CorruptArtifact
+from adapters.errors import CorruptArtifact, InvalidAdapter
 from adapters.store import LocalStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +140,27 @@ def test_mending_happens_under_the_holder_of_a_lease(root: Path, craft: Craft) -
         assert artifact_digest(leased) == digest
         assert opened.read() == (leased / CONFIG_FILE).read_bytes()
         assert not store.remove(digest)
+
+
+def test_what_lies_in_its_scratch_is_kept_as_it_is_and_hashed(root: Path, craft: Craft) -> None:
+    store, seen = LocalStore(root), {}
+    for case in ("absent", "there", "damaged"):
+        with store.scratch() as scratch:
+            served = scratch / "served"
+            shutil.copytree(craft(), served)
+            inode = (served / WEIGHTS_FILE).stat().st_ino
+            digest = seen[case] = store.put(served)
+        with store.lease(digest) as leased:
+            assert (leased / WEIGHTS_FILE).stat().st_ino == inode  # not copied
+            assert artifact_digest(leased) == digest
+            store.verify(digest)
+            (leased / WEIGHTS_FILE).write_bytes(b"damaged" if case == "there" else b"more of it")
+        with pytest.raises(CorruptArtifact):  # the memory of what was hashed is of other files
+            store.lease(digest)
+    assert len(set(seen.values())) == 1
+    with store.scratch() as scratch, pytest.raises(InvalidAdapter, match=r"\.json is missing"):
+        store.put(scratch)
+    assert list((root / "drafts").iterdir()) == []
 
 
 def test_a_forked_child_has_no_part_in_a_lease(root: Path, craft: Craft) -> None:

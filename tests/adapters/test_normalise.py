@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from adapters.artifact import artifact_digest
 from adapters.base import BaseModelInfo, describe_base
 from adapters.errors import InvalidAdapter, StoreFull
-from adapters.normalise import normalise
+from adapters.normalise import normalise, scaled
 from adapters.tensorfile import header_bytes, read_header
 from adapters.validation import Limits, validate
 
@@ -58,6 +58,20 @@ def test_scale_and_weights_are_one_thing(craft: Craft) -> None:
     folded = craft(config={"lora_alpha": 4}, tensors=doubled)
     stabilised = craft(config={"lora_alpha": 4, "use_rslora": True})
     assert len({artifact_digest(served(f)) for f in (plain, folded, stabilised)}) == 1
+
+
+@pytest.mark.parametrize(
+    "factor", [1.0, 2.0, 0.1, 3.0, 1 / 3, 2.0**-60, 7e30, float(np.float32(0.3))]
+)
+def test_products_are_those_of_double_precision(factor: float) -> None:
+    """Of every float32 exponent, the smallest numbers too, although most are made in float32."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
+    values = bits.view(np.float32)
+    values = values[np.isfinite(values)]
+    with np.errstate(over="ignore"):
+        doubles = (values.astype(np.float64) * factor).astype(np.float32)
+        found = scaled(values, factor).astype(np.float32)
+    assert found.tobytes() == doubles.tobytes()
 
 
 def test_zero_has_one_sign(craft: Craft) -> None:

@@ -150,6 +150,14 @@ def test_bf16_agrees_with_torch() -> None:
     np.testing.assert_array_equal(decode(encode_bf16(values), "BF16"), by_torch)
 
 
+@pytest.mark.parametrize("bits", [0x7F7F8000, 0xFF7F8000, 0x7F800001, 0xFFFFFFFF, 0x7FFFFFFF])
+def test_no_pattern_of_bits_passes_for_a_number(bits: int) -> None:
+    """The first that rounds to infinity, and those that an addition would carry over to zero."""
+    with pytest.raises(Malformed, match="bf16"):
+        encode_bf16(np.array([0, bits], np.uint32).view(np.float32))
+    assert encode_bf16(np.array([0x7F7F7FFF], np.uint32).view(np.float32)) == b"\x7f\x7f"
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3.4e38, 1e300])
 def test_what_bf16_cannot_hold_is_refused(value: float) -> None:
     with pytest.raises(Malformed, match="bf16"):
