@@ -122,10 +122,11 @@ def report(every: list[Round], sizes: dict[str, object]) -> None:
     table = Table("seconds, and ratios to vLLM's", "min", "median", "max", "aim")
     for size in sizes:
         wanted = float(size.split()[0])
-        rows = [one for one in every if 0.5 < one["adapter"]["MB"] / wanted < 2]
-        if not rows:
-            continue
+        of_size = [one for one in every if 0.5 < one["adapter"]["MB"] / wanted < 2]
         for way, figure in product(WAYS, (USUAL, *AIMS)):
+            rows = [one for one in of_size if f"{way}, {figure}" in one[OURS]]
+            if not rows:  # the first rounds were of uploads only
+                continue
             told = f"{size}, {way}: {figure}"
             ours, theirs = ([one[side][f"{way}, {figure}"] for one in rows] for side in SIDES)
             add_rows(table, {f"{told}, {OURS}": ours, f"{told}, {VLLMS}": theirs}, digits=3)
