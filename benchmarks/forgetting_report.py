@@ -31,7 +31,7 @@ from benchmarks.forgetting_analysis import (
     where,
 )
 from benchmarks.forgetting_data import MANNERS, PERSONAL
-from benchmarks.forgetting_grid import CORE, DEFAULT, DPO, FIRST, LEARNING_RATE, STEPS
+from benchmarks.forgetting_grid import CORE, DEFAULT, DPO, FIRST, LEARNING_RATE, OTHER_RATES, STEPS
 from benchmarks.forgetting_plot import pareto
 from benchmarks.forgetting_run import Record
 
@@ -66,6 +66,7 @@ def report(records: Sequence[Record]) -> dict[str, list[str]]:
         ),
         "Chosen on validation": chosen(where(found, lambda p: p.taste in FIRST)),
         "Every taste": tastes(where(found, lambda p: p.learning_rate == LEARNING_RATE)),
+        "Learning rates": learning_rates(where(found, lambda p: p.taste in FIRST)),
         "Loss against distance": distance(records, found),
         "Seeds": seeds(first),
     }
@@ -145,6 +146,21 @@ def tastes(found: Sequence[Course]) -> Iterator[str]:
                     _estimate(last, "facts"),
                     str(len(of)),
                 )
+
+
+def learning_rates(found: Sequence[Course]) -> Iterator[str]:
+    """The core methods after the last step, at each rate."""
+    yield from _head("method", "learning rate", "familiar", "exact", "facts kept", "n runs")
+    for method in CORE:
+        for speed in sorted((LEARNING_RATE, *OTHER_RATES)):
+            of = where(
+                found,
+                lambda p, n=method.name, r=speed: (p.method, p.learning_rate) == (n, r),  # type: ignore[misc]
+            )
+            if of:
+                cells = dict(zip(FIGURES, _cells([course[-1] for course in of]), strict=True))
+                shown = (cells[name] for name in ("familiar", "style", "facts"))
+                yield _row(method.name, f"{speed:g}", *shown, str(len(of)))
 
 
 def distance(records: Sequence[Record], found: Sequence[Course]) -> Iterator[str]:
