@@ -103,6 +103,7 @@ def test_a_stop_takes_nothing_new_and_lets_the_rest_finish(server: Server) -> No
                 "stream": True,
                 "ignore_eos": True,
                 "max_tokens": 400,
+                "n": 16,  # so that it outlasts the looks below, on a fast machine, too
             },
             timeout=120,
         ) as answer:
