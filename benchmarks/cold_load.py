@@ -42,7 +42,9 @@ SIZES = {
 }
 """Rank and modules; bf16."""
 STREAMS = 4
+BEGUN_TOKENS = 8
 QUIET_SECONDS = 2.0
+"""A stream has its usual pause after so many tokens, and so much later something is loaded."""
 USUAL, LONGEST, SUMMED, FIRST = "usual pause", "longest gap", "summed gap", "first token"
 UPLOADED, PUBLISHED = "uploaded", "published before"
 WAYS = (PUBLISHED, UPLOADED)
@@ -64,8 +66,10 @@ async def cold_load(
             )
             for i, answer in enumerate(answers)
         ]
-        # Answered after theirs have begun.
-        whole(await stream(client, server.url, completion("warm", (9, 6, 7), 1)))
+        while min(len(answer.tokens) for answer in answers) < BEGUN_TOKENS:
+            if any(task.done() for task in streams):
+                raise SystemExit(f"a stream ended with {answers[0].status} before it had begun")
+            await asyncio.sleep(0.01)
         await asyncio.sleep(QUIET_SECONDS)
         began = time.monotonic()
         if way == UPLOADED:

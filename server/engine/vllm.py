@@ -208,13 +208,14 @@ class Engine:
         return float(self._llm.vllm_config.lora_config.lora_dtype.itemsize) / 2
 
     async def stage_adapter(self, name: str, engine_id: int, folder: Path) -> None:
-        """Have the worker read the adapter in `folder`, beside its steps."""
-        staged = await self._ask_workers("stage_adapter", name, engine_id, str(folder))
+        """Have the worker bring the adapter in `folder` into its memory, beside its steps."""
+        progress = set(await self._ask_workers("stage_adapter", name, engine_id, str(folder)))
         pause, longest = STAGING_POLLS
-        while not all(staged):
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, longest)
-            staged = await self._ask_workers("adapter_is_staged", engine_id)
+        while progress != {"ready"}:
+            if "reading" in progress:  # what is to be copied goes on by being asked
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, longest)
+            progress = set(await self._ask_workers("go_on_staging", engine_id))
 
     async def add_adapter(self, name: str, engine_id: int, folder: Path) -> None:
         """Give a staged adapter a slot, and make it known to the handlers as `name`."""

@@ -1,11 +1,12 @@
-"""What runs inside vLLM's worker: adapters are read in a thread, beside the steps that it computes.
+"""What runs inside vLLM's worker: adapters come into its memory beside the steps that it computes.
 
 Owns the way of an adapter from its folder into the worker's memory, and looking for NaN there. vLLM
-reads an adapter between two steps, for which everybody's streams wait; here a thread of the worker
-reads it first, and when vLLM asks for it, it is there; what is left is the copy into a slot.
-That thread has no helpers: on a CPU they would wait by spinning on the cores of the steps.
-vLLM's reading only maps the file: what is in the file when an adapter gets a slot, for the first or
-the tenth time, would be served, and not what was checked. So the thread reads it into memory.
+reads an adapter between two steps, for which everybody's streams wait as long as that takes. Here a
+thread of the worker waits for the disk and opens it. Copying it into memory is vLLM's, too, where
+there is a GPU, in that thread; on a CPU `pages.py` does it, between the steps, some milliseconds at
+a time. A thread that copies beside a step takes a core from it, and products of all cores wait for
+the slowest some hundred times a step: 80 MB were seen to hold one up for 200 ms instead of 20.
+When vLLM asks for the adapter, it is there; what is left is the copy into a slot.
 Refuses to choose: who is loaded and removed is the pool's to say.
 Reached by `collective_rpc`; the class becomes a base of vLLM's worker (`--worker-extension-cls`),
 so its names must not meet vLLM's. Written against vLLM 0.32.
@@ -13,71 +14,93 @@ so its names must not meet vLLM's. Written against vLLM 0.32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from threadpoolctl import threadpool_limits
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.request import LoRARequest
 
+from server.engine.pages import await_disk, into_memory
+
 READERS = 2
 """Threads that read; more would only take the interpreter from the steps."""
 
 QUICK_SECONDS = 0.005
 """So long a step may wait for a read that is about to end; asking once more takes a step."""
+PIECE_SECONDS = 0.008
+"""So long, about, a step may wait for a piece to be copied."""
 
 WITH_NAN = (torch.float32, torch.float16, torch.bfloat16)
 
 Load = Callable[[LoRARequest], LoRAModel]
+Copy = Callable[[LoRAModel], Iterator[None]]
+"""Makes an adapter's weights memory of its own, some of them at each step."""
+
+Progress = Literal["reading", "copying", "ready"]
+
+
+@dataclass
+class _Arrival:
+    """An adapter that is being read, and then copied."""
+
+    reading: Future[LoRAModel]
+    copying: Iterator[None] | None = None
 
 
 class Staging:
-    """Adapters that are being read or wait to be taken, by their id."""
+    """Adapters that are on their way or wait to be taken, by their id."""
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, copy: Copy) -> None:
         self._load = load
+        self._copy = copy
         self._threads = ThreadPoolExecutor(
             READERS, thread_name_prefix="adapter-reader", initializer=_stay_aside
         )
-        self._staged: dict[int, Future[LoRAModel]] = {}
+        self._staged: dict[int, _Arrival] = {}
 
     def begin(self, request: LoRARequest) -> None:
         """Start reading, unless it is being read already."""
         if request.lora_int_id not in self._staged:
-            self._staged[request.lora_int_id] = self._threads.submit(self._load, request)
+            reading = self._threads.submit(self._load, request)
+            self._staged[request.lora_int_id] = _Arrival(reading)
 
-    def is_ready(self, engine_id: int, seconds: float = 0.0) -> bool:
-        """Whether it is read after so long a wait. Raises what reading raised, and forgets it."""
-        found = self._staged[engine_id]
-        if not wait([found], seconds).done:
-            return False
-        if error := found.exception():
+    def advance(self, engine_id: int, patience: float = 0.0) -> Progress:
+        """Copy a piece of what is read, after a wait for that; how far it is now.
+
+        Raises what reading raised, and forgets it.
+        """
+        arrival = self._staged[engine_id]
+        if not wait([arrival.reading], patience).done:
+            return "reading"
+        if error := arrival.reading.exception():
             del self._staged[engine_id]
             raise error
-        return True
+        if arrival.copying is None:
+            arrival.copying = self._copy(arrival.reading.result())
+        enough = time.monotonic() + PIECE_SECONDS
+        for _ in arrival.copying:
+            if time.monotonic() >= enough:
+                return "copying"
+        return "ready"
 
     def take(self, request: LoRARequest) -> LoRAModel:
-        """In place of vLLM's own loading: what was read before; else it is read now."""
-        found = self._staged.pop(request.lora_int_id, None)
-        return found.result() if found else self._load(request)
+        """In place of vLLM's own loading: what was staged before; what is missing is done now."""
+        arrival = self._staged.pop(request.lora_int_id, None)
+        adapter = arrival.reading.result() if arrival else self._load(request)
+        for _ in (arrival and arrival.copying) or self._copy(adapter):
+            pass
+        return adapter
 
     def drop(self, engine_id: int) -> None:
-        """Forget what was read and not taken."""
-        if found := self._staged.pop(engine_id, None):
-            found.cancel()
-
-
-def in_memory(adapter: LoRAModel) -> LoRAModel:
-    """The adapter with weights in memory of its own, not in a file's pages."""
-    for weights in adapter.loras.values():
-        weights.lora_a, weights.lora_b = _own(weights.lora_a), _own(weights.lora_b)
-    return adapter
-
-
-def _own(weights: torch.Tensor) -> torch.Tensor:
-    return weights if weights.is_pinned() else weights.clone()  # what is pinned was copied for it
+        """Forget what was staged and not taken."""
+        if arrival := self._staged.pop(engine_id, None):
+            arrival.reading.cancel()
 
 
 def _stay_aside() -> None:
@@ -96,14 +119,17 @@ class AdapterStaging:
     model_runner: Any
     remove_lora: Callable[[int], bool]
 
-    def stage_adapter(self, name: str, engine_id: int, folder: str) -> bool:
-        """Begin reading the adapter in `folder`; whether that is done. Raises what it raised."""
-        self._adapter_staging().begin(LoRARequest(name, engine_id, folder))
-        return self._adapter_staging().is_ready(engine_id, QUICK_SECONDS)
+    def stage_adapter(self, name: str, engine_id: int, folder: str) -> Progress:
+        """Begin to bring the adapter in `folder` into memory; how far that is. Raises its errors.
 
-    def adapter_is_staged(self, engine_id: int) -> bool:
-        """Whether `stage_adapter` has come to its end. Raises what it raised."""
-        return self._adapter_staging().is_ready(engine_id)
+        Until it is ready it goes on only by calls of `go_on_staging`.
+        """
+        self._adapter_staging().begin(LoRARequest(name, engine_id, folder))
+        return self._adapter_staging().advance(engine_id, QUICK_SECONDS)
+
+    def go_on_staging(self, engine_id: int) -> Progress:
+        """Do a piece of what `stage_adapter` began; how far it is. Raises its errors."""
+        return self._adapter_staging().advance(engine_id)
 
     def forget_adapter(self, engine_id: int) -> None:
         """Free its memory and its slot, wherever it is on the way."""
@@ -141,7 +167,12 @@ class AdapterStaging:
         manager = self.model_runner.lora_manager
         staging: Staging | None = getattr(manager, "bapo_staging", None)
         if staging is None:
-            load: Load = manager._load_adapter
-            staging = manager.bapo_staging = Staging(lambda request: in_memory(load(request)))
+            vllms: Load = manager._load_adapter
+
+            def load(request: LoRARequest) -> LoRAModel:
+                await_disk(Path(request.lora_path))
+                return vllms(request)
+
+            staging = manager.bapo_staging = Staging(load, into_memory)
             manager._load_adapter = staging.take
         return staging

@@ -1,0 +1,44 @@
+"""An adapter's bytes on their way from a file into memory of their own.
+
+Owns waiting for the disk, and the copy. vLLM's reading only maps the file: what is in the file when
+an adapter gets a slot, for the first or the tenth time, would be served, and not what was checked.
+Refuses to know when the steps have time for it; that is `worker.py`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from vllm.lora.lora_model import LoRAModel
+
+STRIDE = 64 * 1024
+"""Bytes between two looks at a file that the disk is asked to bring."""
+
+
+def await_disk(folder: Path) -> None:
+    """Have the system bring the weights in `folder` into its cache: no step is to wait for it."""
+    for file in folder.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            os.posix_fadvise(descriptor, 0, size, os.POSIX_FADV_WILLNEED)
+            for offset in range(0, size, STRIDE):
+                os.pread(descriptor, 1, offset)
+        finally:
+            os.close(descriptor)
+
+
+def into_memory(adapter: LoRAModel) -> Iterator[None]:
+    """Copy an adapter's weights out of a file's pages, one matrix at each step."""
+    for weights in adapter.loras.values():
+        weights.lora_a = _own(weights.lora_a)
+        yield
+        weights.lora_b = _own(weights.lora_b)
+        yield
+
+
+def _own(weights: torch.Tensor) -> torch.Tensor:
+    return weights if weights.is_pinned() else weights.clone()  # what is pinned was copied for it
