@@ -51,7 +51,7 @@ from vllm.utils import func_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.engine import rendering, requests, sequences, warm
+from server.engine import bursts, rendering, requests, sequences, warm
 from server.engine.events import in_our_shape
 from server.engine.options import parse_options
 from server.errors import BadRequest, EngineRefusal, EngineUnavailable, ServerError
@@ -130,6 +130,7 @@ class Engine:
             )
             undo.callback(llm.shutdown)
             _without_names_in_labels(llm)
+            bursts.install(llm.engine_core)
             if not args.trust_request_chat_template:  # such a one may never come to its end
                 rendering.install(llm.renderer)
             await init_app_state(llm, state, args, await llm.get_supported_tasks())
