@@ -142,7 +142,7 @@ def measure(
 
 
 def combination(one: dict[str, Any]) -> str:
-    return f"{one['adapters']} on {one['slots']}, {one['shape']}"
+    return f"{one['adapters']} on {one['slots']}, {one['shape']}, {one['rate']:g}/s"
 
 
 def report(every: list[dict[str, Any]]) -> None:
@@ -204,13 +204,14 @@ def main() -> None:
                 one: dict[str, Any] = {
                     "adapters": arguments.adapters,
                     "slots": arguments.slots,
+                    "rate": arguments.rate,
                     "shape": shape,
                 }
                 for server in interleaved(number + place, servers):
                     seed = arguments.seed + 100 * number + place
                     one[server.name] = measure(server, key, base, arguments, shape, seed)
                 found.append(one)
-    run = {"base": arguments.base, "rate": arguments.rate, **room, "rounds": found}
+    run = {"base": arguments.base, **room, "rounds": found}
     report(add_rounds("many_adapters", run, device=arguments.device, anew=arguments.anew))
 
 
