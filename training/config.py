@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
+from transformers import IntervalStrategy, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
@@ -295,7 +295,7 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     """Settings as a checked experiment; text is converted to each setting's type.
 
     Raises ConfigError for a name that is unknown, a value of the wrong type, and where
-    `model`, `data` or `out` is missing.
+    `model`, `data` or `out` is missing, or `eval_data` with an `eval_strategy`.
     """
     rest = dict(settings)
     places = {name: rest.pop(name, None) for name in ("model", "data", "out")}
@@ -306,7 +306,19 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     eval_data = rest.pop("eval_data", None)
     model, data, out = (str(value) for value in places.values())
     held_out = str(eval_data) if eval_data else None
-    return Experiment(model, data, out, held_out, overwrite, config_of(rest))
+    config = config_of(rest)
+    refuse_idle_evaluation(config, evaluates=held_out is not None)
+    return Experiment(model, data, out, held_out, overwrite, config)
+
+
+def refuse_idle_evaluation(config: BAPOConfig, *, evaluates: bool) -> None:
+    """Raises ConfigError where evaluation is asked for and there is nothing to evaluate on."""
+    asked = IntervalStrategy(config.eval_strategy)
+    if asked is not IntervalStrategy.NO and not evaluates:
+        raise ConfigError(
+            f"eval_strategy is {asked.value!r}, but there are no pairs to evaluate on: name them"
+            " with eval_data, or leave eval_strategy out."
+        )
 
 
 def config_of(settings: Mapping[str, Any]) -> BAPOConfig:

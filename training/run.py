@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from adapters.artifact import Manifest
 from training.checkpoints import StopWhenAsked, claim, last_checkpoint, run_identity
-from training.config import BAPOConfig
+from training.config import BAPOConfig, refuse_idle_evaluation
 from training.data import PreferencePair, pairs_digest
 from training.drift import DRIFT, DriftWatch, watched_answers
 from training.errors import ConfigError, DataError, OutOfMemory, Stopped
@@ -127,8 +127,12 @@ def _load(model: str | Path, config: BAPOConfig) -> ResidentBase:
 
 
 def _at_home(config: BAPOConfig, target: Path, *, evaluates: bool) -> BAPOConfig:
-    """The config with its checkpoints beside the result, and evaluating where there is data."""
+    """The config with its checkpoints beside the result, and evaluating where there is data.
+
+    Raises ConfigError where it is to evaluate and there is none.
+    """
     config = copy.copy(config)
+    refuse_idle_evaluation(config, evaluates=evaluates)
     if config.checkpoints_beside_result:
         config.output_dir = str(target.with_name(f"{target.name}-checkpoints"))
     if evaluates and config.eval_strategy == "no":

@@ -19,6 +19,15 @@ def test_every_setting_of_ours_has_a_line_that_says_what_it_does() -> None:
     assert all(f.metadata.get("help") for f in ours)
 
 
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_evaluation_on_nothing_is_refused(strategy: str) -> None:
+    settings = {"model": "m", "data": "d", "out": "o", "use_cpu": True, "eval_strategy": strategy}
+    with pytest.raises(ConfigError, match=f"'{strategy}', but there are no pairs to evaluate on"):
+        experiment(settings)
+    assert experiment(settings | {"eval_data": "e"}).eval_data == "e"
+    assert experiment(settings | {"eval_strategy": "no"}).eval_data is None
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_experiments_load(path: Path) -> None:
     settings = read_settings(path) | {"use_cpu": True}

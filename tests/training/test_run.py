@@ -454,6 +454,14 @@ def test_a_dry_run_counts_what_the_run_then_does(
     assert (after.held_out, after.general) == (2, count)
 
 
+def test_evaluation_on_nothing_is_refused_before_anything_is_written(
+    base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no pairs to evaluate on"):
+        train_adapter(base, pairs, tmp_path / "a", quick(eval_strategy="epoch"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_references_are_read_from_the_cache_and_change_no_bit(
     base: ResidentBase, pairs: list[PreferencePair], quick: Quick, tmp_path: Path
 ) -> None:
