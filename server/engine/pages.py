@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from vllm.lora.lora_model import LoRAModel
 
 STRIDE = 64 * 1024
 """Bytes between two looks at a file that the disk is asked to bring."""
@@ -31,8 +31,8 @@ def await_disk(folder: Path) -> None:
             os.close(descriptor)
 
 
-def into_memory(adapter: LoRAModel) -> Iterator[None]:
-    """Copy an adapter's weights out of a file's pages, one matrix at each step."""
+def into_memory(adapter: Any) -> Iterator[None]:
+    """Copy the weights of vLLM's `LoRAModel` out of a file's pages, one matrix at each step."""
     for weights in adapter.loras.values():
         weights.lora_a = _own(weights.lora_a)
         yield
