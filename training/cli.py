@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from adapters.errors import AdapterError
+from training.collector import importing
 from training.errors import ConfigError, Stopped, TrainingError
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def _train(
     flags = {k: v for k, v in given if v is not None and k not in NO_SETTINGS}
     with spoken_errors():
         file, settings = file_and_settings(words or [])
-        from training.config import experiment, read_settings
+        with importing():
+            from training.config import experiment, read_settings
 
         run = experiment((read_settings(file) if file else {}) | flags | settings)
         if dry_run:
@@ -95,7 +97,8 @@ def _train(
 
 def _learn(run: "Experiment", *, resume: bool) -> None:
     """Train, and say in a line what came of it; of several processes, one talks."""
-    from training.run import train_adapter
+    with importing():
+        from training.run import train_adapter
 
     result = train_adapter(
         run.model,
@@ -132,12 +135,13 @@ def _anchors(
 ) -> None:
     """Fill the cache of the base model's own answers, so that training finds them there."""
     with spoken_errors():
-        from training.anchors import base_answers
-        from training.config import config_of
-        from training.data import load_pairs
-        from training.encoding import encode_prompt
-        from training.model import load_base
-        from training.progress import bar
+        with importing():
+            from training.anchors import base_answers
+            from training.config import config_of
+            from training.data import load_pairs
+            from training.encoding import encode_prompt
+            from training.model import load_base
+            from training.progress import bar
 
         pairs = load_pairs(data)
         base = load_base(model, four_bit=load_in_4bit)

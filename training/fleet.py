@@ -11,12 +11,10 @@ first of them is trained. Their adapters are trained one after the other. Stacki
 in one forward was measured and left: a step of four users' pairs took as long as four steps.
 """
 
-import gc
 import json
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +24,7 @@ from adapters.artifact import artifact_digest, read_manifest
 from adapters.errors import AdapterError
 from adapters.verdict import Verdict
 from training.anchors import base_answers
+from training.collector import settled
 from training.config import BAPOConfig
 from training.data import PreferencePair, pairs_digest
 from training.encoding import EncodedPair, encode_pairs
@@ -95,17 +94,6 @@ def train_fleet(
                 keep(outcome, out)
                 tick(1)
                 yield outcome
-
-
-@contextmanager
-def settled() -> Iterator[None]:
-    """Inside, the collector does not look through what was loaded before, for every user anew."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def of_shard(users: Iterable[UserData], shard: tuple[int, int]) -> Iterator[UserData]:

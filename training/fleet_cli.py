@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.cli import MORE_SETTINGS, Model, Words, file_and_settings, spoken_errors
+from training.collector import importing
 from training.errors import ConfigError
 from training.forking import begin
 
@@ -102,10 +103,11 @@ def _fleet(
     with spoken_errors():
         file, settings = file_and_settings(words or [])
         begin(workers)  # beside the imports that follow
-        from training.config import experiment, read_settings
-        from training.progress import counting
-        from training.users import users_of, with_held_out
-        from training.workers import fitting_workers
+        with importing():
+            from training.config import experiment, read_settings
+            from training.progress import counting
+            from training.users import users_of, with_held_out
+            from training.workers import fitting_workers
 
         flags = {k: v for k, v in (("model", model), ("data", data), ("out", out)) if v}
         run = experiment((read_settings(file) if file else {}) | flags | settings)

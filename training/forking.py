@@ -9,7 +9,7 @@ import os
 import signal
 from multiprocessing import forkserver, resource_tracker
 
-PRELOAD = ["training.workers"]
+PRELOAD = ["training.preloaded"]
 
 
 def begin(workers: int | None) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from adapters.terminal import Where, located
 from training.cli import spoken_errors
+from training.collector import importing
 from training.errors import ConfigError
 from training.evaluation.options import Asking, Files, Gating, Harness, Judges, Output, Tested
 
@@ -108,14 +109,15 @@ def _in_memory(given: Given, tasks: "TaskSettings | None") -> "Report":
 
     Whatever can be wrong with a file is said before the model is loaded. Raises TrainingError.
     """
-    from training.evaluation.duels import duels_for
-    from training.evaluation.evaluate import Evaluation, Settings, evaluate
-    from training.evaluation.gated import evaluate_gated, open_gate
-    from training.evaluation.judging import judging
-    from training.evaluation.material import compared, gather
-    from training.evaluation.regression import with_history
-    from training.evaluation.versions import history_of, with_manifests
-    from training.model import load_base
+    with importing():
+        from training.evaluation.duels import duels_for
+        from training.evaluation.evaluate import Evaluation, Settings, evaluate
+        from training.evaluation.gated import evaluate_gated, open_gate
+        from training.evaluation.judging import judging
+        from training.evaluation.material import compared, gather
+        from training.evaluation.regression import with_history
+        from training.evaluation.versions import history_of, with_manifests
+        from training.model import load_base
 
     tested, asking, judges = given.tested, given.asking, given.judges
     gate = open_gate(given.gating.gate, given.gating.gate_key) if given.gating.gate else None
