@@ -23,6 +23,7 @@ from training.errors import ConfigError
 from training.forking import begin
 
 if TYPE_CHECKING:
+    from adapters.gate import Gate
     from training.config import Experiment
     from training.fleet import Outcome, Publish
     from training.model import ResidentBase
@@ -196,7 +197,12 @@ def _publishing(server: str | None, key: str | None, data_dir: Path | None) -> "
         if not key:
             raise ConfigError("--server needs --key, or BAPO_KEY.")
         return partial(_over_http, server, key)
-    return partial(_into_registry, data_dir) if data_dir else _nowhere
+    if not data_dir:
+        return _nowhere
+    from adapters.gate import gate_of_environment
+
+    # Asked here and not by the workers: their forkserver keeps the environment it began with.
+    return partial(_into_registry, data_dir, gate_of_environment())
 
 
 def _nowhere(base: "ResidentBase") -> None:
@@ -215,11 +221,10 @@ def _over_http(server: str, key: str, base: "ResidentBase") -> "Publish":
     return publish
 
 
-def _into_registry(data_dir: Path, base: "ResidentBase") -> "Publish":
-    from adapters.gate import gate_of_environment
+def _into_registry(data_dir: Path, gate: "Gate | None", base: "ResidentBase") -> "Publish":
     from adapters.registry import open_registry
 
-    registry = open_registry(data_dir, gate=gate_of_environment())
+    registry = open_registry(data_dir, gate=gate)
 
     def publish(name: str, folder: Path, once: str, *, activate: bool) -> int:
         return registry.publish(
