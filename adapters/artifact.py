@@ -22,6 +22,7 @@ from adapters.files import (
     sync_folder,
     write_durably,
 )
+from adapters.pace import give_way
 from adapters.strictjson import Malformed, parse_object
 from adapters.verdict import Verdict
 
@@ -130,6 +131,7 @@ def artifact_digest(folder: Path) -> str:
                 digest.update(f"{name} {size}\n".encode())
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
+                    give_way()
         except Malformed as error:
             raise InvalidAdapter([f"{name} {error}"]) from None
         except OSError as error:  # a bad sector, a lost mount

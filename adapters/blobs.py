@@ -53,6 +53,11 @@ class BlobFolder:
                 folder.mkdir(parents=True, exist_ok=True)
             self._clean()
 
+    @property
+    def disk(self) -> Path:
+        """A folder on the blobs' disk, for temporary files that have no name."""
+        return self._drafts
+
     def place(self, digest: str) -> Path:
         """Where the blob of this digest is or would be. Raises StoreError for what is none."""
         return self._blobs / hex_of(digest)

@@ -51,6 +51,11 @@ class BlobCache:
         """Forget a blob; False where somebody holds a lease of it."""
         return self._blobs.remove(digest)
 
+    @property
+    def disk(self) -> Path:
+        """See `BlobFolder.disk`."""
+        return self._blobs.disk
+
     def draft(self) -> AbstractContextManager[Path]:
         """A folder on the cache's disk for work in progress; it is gone afterwards."""
         return self._blobs.draft()

@@ -17,6 +17,7 @@ from adapters.errors import InvalidAdapter
 from adapters.files import as_store_error, open_regular, sync_folder, write_durably
 from adapters.lora_config import read_config, settings_of
 from adapters.lora_tensors import LoraKey, by_key
+from adapters.pace import give_way
 from adapters.strictjson import Malformed
 from adapters.tensorfile import (
     Floats,
@@ -81,6 +82,7 @@ def _weights(
         factor = scale if key.side == "B" else 1.0
         for values in read_blocks(file, entry):
             yield encode_bf16(scaled(values, factor) + 0.0)  # minus zero is zero
+            give_way()
 
 
 def scaled(values: Floats, factor: float) -> Numbers:

@@ -61,6 +61,10 @@ class ObjectStore:
         self._cache = cache
         self._downloads = Turns()
 
+    @property
+    def disk(self) -> Path:
+        return self._cache.disk
+
     def put(self, folder: Path) -> str:
         # Always sent, also where it is there: that dates it anew and mends what was damaged.
         digest = artifact_digest(folder)

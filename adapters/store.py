@@ -26,6 +26,10 @@ _CHUNK = 2**20
 class Store(Protocol):
     """What both kinds of store do. Every method raises StoreError where it cannot be done."""
 
+    @property
+    def disk(self) -> Path:
+        """A folder on the store's own disk, for temporary files that have no name."""
+
     def put(self, folder: Path) -> str:
         """Keep the served files of `folder`; returns their digest. Equal content is kept once.
 
@@ -62,6 +66,10 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         """Raises StoreError where the folder cannot be made."""
         self._blobs = BlobFolder(root)
+
+    @property
+    def disk(self) -> Path:
+        return self._blobs.disk
 
     def put(self, folder: Path) -> str:
         if self._blobs.is_in_draft(folder):

@@ -54,6 +54,7 @@ from server.live import Live, follow_retirements, health_of, listen_to_the_canar
 from server.meter import Metering
 from server.metrics import Metrics
 from server.openapi import describe
+from server.pacing import Pacing
 from server.rates import Rates
 from server.request_log import RequestLog
 from server.settings import Settings
@@ -107,6 +108,10 @@ def create_app(
             log.error("engine_failed_to_start", exc_info=error)
             on_engine_failure(error)
 
+    def cores_needed() -> bool:
+        live = supervisor.running
+        return live is not None and live.engine.needs_the_cores
+
     canary = Canary()
     supervisor = Supervisor(start)
 
@@ -147,6 +152,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.registry = registry
+    app.state.pacing = Pacing(cores_needed)
     app.state.view = view
     app.state.base = base
     app.state.canary = canary

@@ -25,6 +25,7 @@ from server.errors import EngineUnavailable, NotAllowed
 from server.keeping import Keeping
 from server.live import Live
 from server.metrics import Metrics
+from server.pacing import Pacing
 from server.routing import ADAPTER_HEADERS, Route, Routes
 from server.settings import Settings
 from server.supervisor import Supervisor
@@ -90,6 +91,10 @@ async def _keeping(request: Request) -> Keeping:
     return cast(Keeping, request.app.state.keeping)
 
 
+async def _pacing(request: Request) -> Pacing:
+    return cast(Pacing, request.app.state.pacing)
+
+
 async def _settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
@@ -148,4 +153,5 @@ OptionalLive = Annotated[Live | None, Depends(_optional_live)]
 CanaryDep = Annotated[Canary, Depends(_canary)]
 SupervisorDep = Annotated[Supervisor[Live], Depends(_supervisor)]
 BaseDep = Annotated[BaseModelInfo, Depends(_base)]
+PacingDep = Annotated[Pacing, Depends(_pacing)]
 SettingsDep = Annotated[Settings, Depends(_settings)]

@@ -7,7 +7,6 @@ when the next server is started.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,14 +22,19 @@ from adapters.registry import AdapterVersion
 from adapters.shapes import version_body
 from server.api.archives import ARCHIVE, sent
 from server.api.bodies import AdapterBody, AdapterDetails, Page, VersionBody
-from server.api.uploads import LargeBody
-from server.dependencies import AdminDep, BaseDep, OptionalLive, RegistryDep, SettingsDep
+from server.dependencies import (
+    AdminDep,
+    BaseDep,
+    OptionalLive,
+    PacingDep,
+    RegistryDep,
+    SettingsDep,
+)
 from server.errors import BadRequest
 from server.pages import After, Limit, page, plus_one
+from server.uploads import LargeBody, keep
 
 router = APIRouter(prefix="/admin/adapters", tags=["admin"], route_class=LargeBody)
-
-COPY_BYTES = 1024 * 1024
 
 
 class Activation(BaseModel):
@@ -65,8 +69,8 @@ def _save(parts: list[UploadFile], folder: Path) -> None:
         target = folder / part.filename
         if target.exists():
             raise BadRequest(f"file {part.filename!r} was sent twice", param=part.filename)
-        with disk_errors(target), target.open("xb") as file:  # scratch: it need not last
-            shutil.copyfileobj(part.file, file, COPY_BYTES)
+        with disk_errors(target):
+            keep(part, target)
 
 
 @router.post("/{adapter_id:path}/versions", status_code=201, response_model=VersionBody)
@@ -76,6 +80,7 @@ async def upload_version(
     registry: RegistryDep,
     base: BaseDep,
     settings: SettingsDep,
+    pacing: PacingDep,
     adapter_config: Annotated[UploadFile, File(description="adapter_config.json")],
     adapter_model: Annotated[UploadFile, File(description="adapter_model.safetensors")],
     manifest: Annotated[UploadFile | None, File(description="manifest.json")] = None,
@@ -88,7 +93,7 @@ async def upload_version(
     limits = settings.upload_limits
 
     def publish() -> AdapterVersion:
-        with registry.store.scratch() as folder:
+        with pacing.beside_the_steps(), registry.store.scratch() as folder:
             _save([part for part in (adapter_config, adapter_model, manifest) if part], folder)
             return registry.publish(
                 adapter_id,

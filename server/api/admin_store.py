@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from adapters.collection import Collected, collect, damaged
 from server.api.bodies import CollectedBody, VerifiedBody
-from server.dependencies import AdminDep, RegistryDep
+from server.dependencies import AdminDep, PacingDep, RegistryDep
 
 router = APIRouter(prefix="/admin/store", tags=["admin"])
 
@@ -36,11 +36,12 @@ async def collect_garbage(
 
 
 @router.post("/verify", response_model=VerifiedBody)
-async def verify(admin: AdminDep, registry: RegistryDep) -> dict[str, Any]:
+async def verify(admin: AdminDep, registry: RegistryDep, pacing: PacingDep) -> dict[str, Any]:
     """Hash every stored adapter again; the same upload mends what is damaged."""
 
     def work() -> dict[str, Any]:
-        digests = registry.digests()
-        return {"stored": len(digests), "damaged": damaged(registry, digests)}
+        with pacing.beside_the_steps():
+            digests = registry.digests()
+            return {"stored": len(digests), "damaged": damaged(registry, digests)}
 
     return await run_in_threadpool(work)

@@ -46,6 +46,7 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.exceptions import VLLMClientError
 from vllm.inputs import TextPrompt
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils import func_utils
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -150,6 +151,11 @@ class Engine:
         """
         self._stopped = True
         self._llm.output_processor.propagate_error(EngineDeadError())
+
+    @property
+    def needs_the_cores(self) -> bool:
+        """Whether somebody waits for tokens, and this machine's cores compute them."""
+        return current_platform.is_cpu() and bool(self._llm.output_processor.request_states)
 
     @property
     def alive(self) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from tempfile import TemporaryFile
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
@@ -9,12 +13,14 @@ from fastapi import APIRouter, FastAPI, File, UploadFile
 from fastapi.testclient import TestClient
 from starlette import datastructures
 
-from server.api.uploads import PIECE, LargeBody
+from adapters.store import LocalStore
+from server.pacing import Pacing
+from server.uploads import PIECE, LargeBody, keep, nameless
 
 
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, 5 * PIECE + 3])
 def test_whatever_comes_in_small_chunks_is_written_in_large_ones(
-    size: int, monkeypatch: pytest.MonkeyPatch
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = APIRouter(route_class=LargeBody)
     got: list[bytes] = []
@@ -31,6 +37,8 @@ def test_whatever_comes_in_small_chunks_is_written_in_large_ones(
 
     monkeypatch.setattr(datastructures.UploadFile, "write", counted)
     app = FastAPI()
+    app.state.registry = SimpleNamespace(store=LocalStore(tmp_path))
+    app.state.pacing = Pacing(lambda: False)
     app.include_router(router)
     content = bytes(range(251)) * (size // 251 + 1)
     head = b'--x\r\nContent-Disposition: form-data; name="sent"; filename="a"\r\n\r\n'
@@ -44,3 +52,21 @@ def test_whatever_comes_in_small_chunks_is_written_in_large_ones(
     assert got == [content[:size]]
     assert sum(writes) == size
     assert len(writes) <= 2 * (size // PIECE + 2)  # a piece may be written in two parts
+
+
+def test_a_received_part_is_given_its_name_without_a_copy(tmp_path: Path) -> None:
+    with nameless(tmp_path) as file:
+        file.write(b"weights")
+        assert list(tmp_path.iterdir()) == []  # whoever dies now leaves nothing
+        keep(UploadFile(file), tmp_path / "kept")
+        received, kept = os.fstat(file.fileno()), (tmp_path / "kept").stat()
+    assert (kept.st_ino, kept.st_dev) == (received.st_ino, received.st_dev)
+    assert (tmp_path / "kept").read_bytes() == b"weights"
+
+
+def test_where_the_disk_has_nonameless_files_it_is_copied(tmp_path: Path) -> None:
+    with TemporaryFile(dir=tmp_path) as file:  # one that the kernel gives no name
+        file.write(b"weights")
+        file.seek(0)
+        keep(UploadFile(file), tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == b"weights"
