@@ -16,10 +16,14 @@ import numpy.typing as npt
 from adapters.base import BaseModelInfo
 from adapters.limits import Limits
 from adapters.lora_tensors import Pair, Side
-from adapters.tensorfile import TensorEntry, read_floats
+from adapters.pace import give_way
+from adapters.tensorfile import Numbers, TensorEntry, read_floats
 
 BF16_ROUNDING = 2**-9  # relative, of one number
-SLAB = 4096  # columns that are brought to double precision at once
+SLAB = 4096  # columns that are multiplied at once
+CANCELLING = 1e-3  # ‖BA‖² / (‖A‖²·‖B‖²), which for factors by chance is 1 / r
+
+Gram = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def measure(
     ratios: list[float] = []
     moved = rounded = 0.0
     for module, sides in pairs.items():
-        of_a, of_b = _gram(file, sides["A"], rows=True), _gram(file, sides["B"], rows=False)
+        of_a, of_b = _grams(file, sides)
         broken = [side for side, gram in (("A", of_a), ("B", of_b)) if not np.isfinite(gram).all()]
         if broken:
             problems += [f"lora_{side} of {module} holds NaN or infinity" for side in broken]
@@ -83,22 +87,42 @@ def _oversized(module: str, norms: Mapping[Side, float], limits: Limits) -> Iter
             )
 
 
-def _gram(file: BinaryIO, entry: TensorEntry, *, rows: bool) -> npt.NDArray[np.float64]:
-    """A·Aᵀ (`rows`) or Bᵀ·B, (r, r); with NaN or infinity where the tensor has one.
+@np.errstate(over="ignore", invalid="ignore")  # inf - inf, and a NaN may signal
+def _grams(file: BinaryIO, sides: Pair) -> tuple[Gram, Gram]:
+    """A·Aᵀ and Bᵀ·B, (r, r); with NaN or infinity where the tensor has one.
 
-    In double precision: no sum of products of finite float32 values overflows it.
+    In double precision no sum of products of finite float32 values overflows. That takes twice as
+    long, so it is done only where single precision cannot be trusted.
     """
+    for kind in (np.float32, np.float64):
+        of_a = _gram(file, sides["A"], rows=True, kind=kind)
+        of_b = _gram(file, sides["B"], rows=False, kind=kind)
+        if _trusted(of_a, of_b):
+            break
+    return of_a, of_b
+
+
+def _trusted(of_a: Gram, of_b: Gram) -> bool:
+    """Whether the rounding of single precision, some 1e-6 of ‖A‖²·‖B‖², does not matter.
+
+    It does where something overflowed or vanished, and where the two halves of a factor cancel.
+    """
+    squared = float(np.sum(of_a * of_b))
+    return math.isfinite(squared) and squared > CANCELLING * np.trace(of_a) * np.trace(of_b)
+
+
+def _gram(file: BinaryIO, entry: TensorEntry, *, rows: bool, kind: type) -> Gram:
     values = read_floats(file, entry)
     wide = values if rows else values.T  # (r, n)
     total = np.zeros((wide.shape[0], wide.shape[0]))
-    with np.errstate(invalid="ignore"):  # a NaN may signal, and inf - inf is one
-        for begin in range(0, wide.shape[1], SLAB):
-            slab = wide[:, begin : begin + SLAB].astype(np.float64)
-            total += slab @ slab.T
+    for begin in range(0, wide.shape[1], SLAB):
+        slab: Numbers = wide[:, begin : begin + SLAB].astype(kind, copy=False)
+        total += slab @ slab.T
+        give_way()
     return total
 
 
-def _change(of_a: npt.NDArray[np.float64], of_b: npt.NDArray[np.float64]) -> float:
+def _change(of_a: Gram, of_b: Gram) -> float:
     """‖B·A‖_F = √tr(BᵀB·AAᵀ).
 
     Exact, because the product of the factors' norms is not enough to go by: where PiSSA was
@@ -107,6 +131,6 @@ def _change(of_a: npt.NDArray[np.float64], of_b: npt.NDArray[np.float64]) -> flo
     return math.sqrt(max(0.0, float(np.sum(of_a * of_b))))
 
 
-def _norm(gram: npt.NDArray[np.float64]) -> float:
+def _norm(gram: Gram) -> float:
     """‖A‖_F, given A·Aᵀ."""
     return math.sqrt(float(np.trace(gram)))

@@ -210,6 +210,15 @@ def test_the_bound_is_on_the_change_itself(craft: Craft, base: BaseModelInfo) ->
     assert report.change == pytest.approx(50 * 0.001 * 96**0.5 * 2 / 2, rel=0.01)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e-15, 1e-2])
+def test_a_change_is_measured_however_small(size: float, craft: Craft, base: BaseModelInfo) -> None:
+    """Squares of the first vanish in single precision, and those of the second nearly."""
+    module = {QA: full((4, 8), size), QB: full((12, 4), size)}
+    none = {f"{DOWN}.lora_B.weight": full((8, 4), 0)}
+    report = validate(craft(tensors={**module, **none}), base, Limits())
+    assert report.change == pytest.approx(4 * size**2 * 96**0.5 * 2 / 2, rel=1e-5)
+
+
 def test_the_bound_is_a_setting(craft: Craft, base: BaseModelInfo) -> None:
     refused(craft(), base, max_delta_ratio=0.01)
     validate(craft(tensors={QB: full((12, 4), 20)}), base, Limits(max_delta_ratio=100))
