@@ -123,15 +123,19 @@ class Asked:
         return response
 
 
+def ask(request: Request, held: AsyncExitStack) -> Asked:
+    """For a request whose adapter is given back when `held` is closed."""
+    live = _running(request)
+    state = request.app.state
+    routes = Routes(live.router, held, request.receive)
+    caller = cast(Caller, request.state.caller)
+    return Asked(caller, _named(request), live.engine, routes, state.settings, state.keeping)
+
+
 async def _asked(request: Request) -> AsyncIterator[Asked]:
     """Ends, and gives the adapter back, once the last byte of the answer is sent."""
-    live = _running(request)
-    settings = cast(Settings, request.app.state.settings)
     async with AsyncExitStack() as held:
-        routes = Routes(live.router, held, request.receive)
-        keeping = cast(Keeping, request.app.state.keeping)
-        caller = cast(Caller, request.state.caller)
-        yield Asked(caller, _named(request), live.engine, routes, settings, keeping)
+        yield ask(request, held)
 
 
 def _named(request: Request) -> str | None:

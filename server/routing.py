@@ -8,7 +8,6 @@ Invariant: the base is answered only to someone who asked for it or has nothing 
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from contextlib import AsyncExitStack
@@ -187,7 +186,7 @@ class Router:
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""
-        return hmac.new(self._salt_secret, _tenant(caller).encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self._salt_secret, _tenant(caller).encode(), "sha256").hex()
 
 
 def _tenant(caller: Caller) -> str:

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
+from server.direct import DirectRoute
 from server.engine.requests import ChatBody
 from server.engine.vllm import ChatCompletionResponse
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
 
 
 @router.post("/v1/chat/completions", responses=answers(ChatCompletionResponse))

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
+from server.direct import DirectRoute
 from server.engine.requests import CompletionBody
 from server.engine.vllm import CompletionResponse
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
 
 
 @router.post("/v1/completions", responses=answers(CompletionResponse))

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Request, Response
 from server.api.bodies import answers
 from server.bounds import check_bounds
 from server.dependencies import AskedDep
+from server.direct import DirectRoute
 from server.engine.requests import ResponsesBody
 from server.engine.vllm import ResponsesRequest, ResponsesResponse
 from server.errors import BadRequest
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=DirectRoute)
 
 
 @router.post("/v1/responses", responses=answers(ResponsesResponse))

@@ -258,7 +258,8 @@ class Engine:
     async def _call(self, handler: Handler, request: Any, raw_request: Request) -> Response:
         for name in STEERING_FIELDS.keys() & type(request).model_fields.keys():
             setattr(request, name, STEERING_FIELDS[name])
-        if named := type(request).model_fields.get("request_id"):
+        named = type(request).model_fields.get("request_id")
+        if named and "request_id" in request.model_fields_set:
             # An answer's id, by which feedback will know it, is nobody's to choose.
             made = cast("Callable[[], str] | None", named.default_factory)
             request.request_id = made() if made else named.default
