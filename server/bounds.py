@@ -30,18 +30,19 @@ def check_bounds(request: Any, settings: Settings) -> None:
 
     A request that does not say how long its answer may be gets the longest that is allowed.
     """
+    fields = vars(request)  # as attributes, deprecated ones make a warning each time
     for name, setting in LISTS.items():
-        value, bound = getattr(request, name, None), getattr(settings, setting)
+        value, bound = fields.get(name), getattr(settings, setting)
         if isinstance(value, Sized) and not isinstance(value, str) and len(value) > bound:
             raise BadRequest(f"{name} has {len(value)} entries, more than {bound}", param=name)
-    _check_sequences(request, settings.max_sequences)
+    _check_sequences(fields, settings.max_sequences)
     _check_answer(request, settings.max_answer_tokens)
 
 
-def _check_sequences(request: Any, bound: int) -> None:
+def _check_sequences(fields: dict[str, Any], bound: int) -> None:
     """Prompts in one request times answers to each, or beams."""
-    answers = max(getattr(request, "n", None) or 1, getattr(request, "best_of", None) or 1)
-    prompts = _prompts(getattr(request, "prompt", None))
+    answers = max(fields.get("n") or 1, fields.get("best_of") or 1)
+    prompts = _prompts(fields.get("prompt"))
     if answers * prompts > bound:
         raise BadRequest(
             f"{prompts} prompts with n={answers} are more than {bound} answers in one request",
@@ -58,10 +59,9 @@ def _prompts(prompt: Any) -> int:
 def _check_answer(request: Any, bound: int | None) -> None:
     if bound is None:
         return
-    names = [name for name in ANSWER_TOKENS if hasattr(request, name)]
-    asked = {name: getattr(request, name) for name in names}
+    asked = {name: vars(request)[name] for name in ANSWER_TOKENS if name in vars(request)}
     for name, tokens in asked.items():
         if tokens is not None and tokens > bound:
             raise BadRequest(f"{name} is {tokens}, more than the {bound} allowed", param=name)
-    if names and all(tokens is None for tokens in asked.values()):
-        setattr(request, names[-1], bound)
+    if asked and all(tokens is None for tokens in asked.values()):
+        setattr(request, [*asked][-1], bound)

@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import structlog
 from starlette.concurrency import run_in_threadpool
@@ -121,7 +122,12 @@ class Budgets:
 
 
 def this_month() -> str:
-    today = time.gmtime()  # a tenth of what a datetime takes, and asked twice a request
+    return _month(int(time.time()) // 60)
+
+
+@lru_cache(maxsize=2)  # it is asked for twice a request
+def _month(minute: int) -> str:
+    today = time.gmtime(60 * minute)
     return f"{today.tm_year:04}-{today.tm_mon:02}"
 
 

@@ -26,7 +26,7 @@ from server.keeping import Keeping
 from server.live import Live
 from server.metrics import Metrics
 from server.pacing import Pacing
-from server.routing import ADAPTER_HEADERS, Route, Routes
+from server.routing import ADAPTER_HEADERS, Route, Router
 from server.settings import Settings
 from server.supervisor import Supervisor
 
@@ -107,19 +107,21 @@ class Asked:
     adapter: str | None
     """As the header names it."""
     engine: Engine
-    routes: Routes
+    router: Router
+    held: AsyncExitStack
+    """What closes when the last byte of the answer is sent."""
     settings: Settings
     keeping: Keeping
 
     async def route(self, model: str | None) -> Route:
-        """See `Routes.route`."""
-        return await self.routes.route(self.caller, self.adapter, model)
+        """See `Router.route`."""
+        return await self.router.route(self.caller, self.adapter, model, self.held)
 
     async def answered(self, request: Request, route: Route, response: Response) -> Response:
         """The answer with who gives it in its head; it is kept to be rated, if it is to be."""
         response.headers.update(route.headers)
-        user_id, held = self.caller.user_id, self.routes.held
-        await self.keeping.watch(request, user_id, route, response, held)
+        user_id = self.caller.user_id
+        await self.keeping.watch(request, user_id, route, response, self.held)
         return response
 
 
@@ -127,9 +129,10 @@ def ask(request: Request, held: AsyncExitStack) -> Asked:
     """For a request whose adapter is given back when `held` is closed."""
     live = _running(request)
     state = request.app.state
-    routes = Routes(live.router, held, request.receive)
     caller = cast(Caller, request.state.caller)
-    return Asked(caller, _named(request), live.engine, routes, state.settings, state.keeping)
+    return Asked(
+        caller, _named(request), live.engine, live.router, held, state.settings, state.keeping
+    )
 
 
 async def _asked(request: Request) -> AsyncIterator[Asked]:

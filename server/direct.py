@@ -9,7 +9,6 @@ a body that is no JSON or does not fit, goes to FastAPI from the beginning, whic
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +17,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
 from server.dependencies import AskedDep, ask
+from server.presence import while_present
 
 JSON = "application/json"
 
@@ -35,16 +35,19 @@ class DirectRoute(APIRoute):
         async def answer(request: Request) -> Response:
             if request.headers.get("content-type") != JSON:
                 return await usual(request)
-            content = await request.body()
             asked = ask(request, request.scope["fastapi_inner_astack"])
             try:
-                body = fit.validate_python(json.loads(content))
+                body = fit.validate_python(await request.json())
             except Exception:  # whatever it is, it is said there
                 return await usual(request)
             response: Response = await self.endpoint(body, request, asked)
             return response
 
-        return answer
+        async def answer_while_present(request: Request) -> Response:
+            await request.body()  # what comes after it can only be the connection's end
+            return await while_present(request.receive, answer(request))
+
+        return answer_while_present
 
 
 def _parameter_types(endpoint: Callable[..., Any]) -> list[Any]:

@@ -44,10 +44,10 @@ async def while_present(receive: Receive, work: Awaitable[T]) -> T:
                 soon.cancel()
                 if listening is not None:
                     listening.cancel()
-    except TimeoutError:
-        if not patience.expired():
+    except Exception:
+        if not patience.expired():  # else the work made an error of being cancelled
             raise
-    if patience.expired():  # also where the work made an answer of being cancelled
+    if patience.expired():  # also where it made an answer of that
         raise ClientLeft("the client has left")
     return result
 

@@ -8,13 +8,12 @@ Invariant: the base is answered only to someone who asked for it or has nothing 
 
 from __future__ import annotations
 
-import hmac
+import hashlib
 import secrets
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive
 
 from adapters.accounts import Caller, Role
 from adapters.errors import AdapterNotFound, IncompatibleBase, InvalidName
@@ -27,7 +26,6 @@ from server.canary import Canary
 from server.errors import BadRequest
 from server.meter import Phase, current
 from server.pool import AdapterPool
-from server.presence import while_present
 
 ADAPTER_HEADERS = {
     "X-Adapter-Id": "`<adapter>[@version]`, or `base`",
@@ -186,23 +184,10 @@ class Router:
 
     def _cache_salt(self, caller: Caller) -> str:
         """Tenants never share cached prefixes, so none can time what another has asked."""
-        return hmac.digest(self._salt_secret, _tenant(caller).encode(), "sha256").hex()
+        key, tenant = self._salt_secret, _tenant(caller).encode()
+        return hashlib.blake2b(tenant, key=key, digest_size=32).hexdigest()
 
 
 def _tenant(caller: Caller) -> str:
     """Whom a request is for: the user, or the key that names none."""
     return f"user:{caller.user_id}" if caller.user_id else f"key:{caller.key_id}"
-
-
-@dataclass(frozen=True)
-class Routes:
-    """The router for one request; what it holds is given back when the request has ended."""
-
-    router: Router
-    held: AsyncExitStack
-    receive: Receive
-
-    async def route(self, caller: Caller, header: str | None, model: str | None) -> Route:
-        """See `Router.route`. Raises ClientLeft for one that does not wait until the end."""
-        routing = self.router.route(caller, header, model, self.held)
-        return await while_present(self.receive, routing)

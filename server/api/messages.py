@@ -35,6 +35,6 @@ async def count_tokens(
 ) -> Response:
     """The prompt's tokens, the same with every adapter: none is loaded for it."""
     check_bounds(request, asked.settings)
-    await asked.routes.router.choose(asked.caller, asked.adapter, request.model)
+    await asked.router.choose(asked.caller, asked.adapter, request.model)
     request.model = asked.engine.base_name
     return await asked.engine.count(request, raw_request)

@@ -57,7 +57,7 @@ from server.engine.events import in_our_shape
 from server.engine.options import parse_options
 from server.errors import BadRequest, EngineRefusal, EngineUnavailable, ServerError
 from server.meter import current
-from server.presence import Stream, while_present
+from server.presence import Stream
 from server.settings import Settings
 
 __all__ = [
@@ -264,8 +264,7 @@ class Engine:
             made = cast("Callable[[], str] | None", named.default_factory)
             request.request_id = made() if made else named.default
         with rendering.prompt_of(await raw_request.body()):
-            answering = self._guarded(lambda: _alone(handler)(request, raw_request))
-            response = await while_present(raw_request.receive, answering)
+            response = await self._guarded(lambda: _alone(handler)(request, raw_request))
         current().told = sequences.told(getattr(raw_request.state, "request_metadata", None))
         if isinstance(response, JSONResponse) and response.status_code >= 400:
             if not self.alive:

@@ -21,8 +21,9 @@ def leaving(gone: asyncio.Event) -> Receive:
     return receive
 
 
-def test_work_that_answers_its_own_cancellation() -> None:
-    """vLLM's handlers make an error's answer of it, which nobody is there to read."""
+@pytest.mark.parametrize("raises", [False, True])
+def test_work_that_answers_its_own_cancellation(raises: bool) -> None:
+    """vLLM's handlers make an error's answer of it, and we an error of that; nobody reads it."""
 
     async def scene() -> None:
         gone = asyncio.Event()
@@ -31,7 +32,9 @@ def test_work_that_answers_its_own_cancellation() -> None:
             try:
                 gone.set()
                 await asyncio.Event().wait()
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
+                if raises:
+                    raise ValueError("client disconnected") from error
                 return "client disconnected"
             return "never"
 
