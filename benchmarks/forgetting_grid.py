@@ -136,6 +136,7 @@ def _stages() -> Iterator[Run]:
     yield from _all(rest, CORE, seeds=SEEDS)
     yield from _all(EXAMPLES, (BASE, *CHIEF))
     yield from _all(PERSONAL, WITH_GENERAL, seeds=SEEDS)
+    yield from _all(PERSONAL, CORE, rates=(LEARNING_RATE, *OTHER_RATES), seeds=SEEDS)
     yield from _all(PERSONAL, ALL, rates=(LEARNING_RATE, *OTHER_RATES), seeds=SEEDS)
 
 
