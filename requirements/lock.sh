@@ -3,7 +3,7 @@
 # pass --find-links or --extra-index-url through UV's own variables). Commit what it writes.
 set -eu
 cd "$(dirname "$0")"
-compile="uv pip compile --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet"
+compile="uv pip compile --universal --python-version 3.11.0 --no-header --no-annotate --no-emit-index-url --no-emit-find-links --quiet"
 $compile --override overrides.txt cpu.in -o cpu.txt
 # The three that are overridden to "never" would only be noise in the lock.
 sed -i -E '/^(torchaudio|torchcodec|torchvision)==/d' cpu.txt

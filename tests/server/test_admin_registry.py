@@ -39,10 +39,12 @@ def client(registry: Registry) -> Iterator[TestClient]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when vLLM imports it
         from server import dependencies, errors
         from server.api import admin_adapters, admin_experiments, admin_groups, admin_users
+        from server.pacing import Pacing
 
     app = FastAPI()
     errors.install(app)
     app.state.registry = registry
+    app.state.pacing = Pacing(lambda: False)
     app.dependency_overrides[dependencies._admin] = lambda: Caller(Role.ADMIN, None, "root")
     for routes in (admin_adapters, admin_experiments, admin_users, admin_groups):
         app.include_router(routes.router)
