@@ -15,6 +15,7 @@ from datetime import timedelta
 
 import structlog
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
 from pydantic import SecretStr
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -163,7 +164,20 @@ def create_app(
         app.include_router(routes.router)
     describe(app)
     errors.install(app, REFUSED_BODY)
-    # The last one added is the first to see a request.
+    _add_middlewares(app, settings, view, rates, budgets, metrics, tracing)
+    return app
+
+
+def _add_middlewares(
+    app: FastAPI,
+    settings: Settings,
+    view: RegistryView,
+    rates: Rates,
+    budgets: Budgets,
+    metrics: Metrics,
+    tracing: TracerProvider | None,
+) -> None:
+    """What every request goes through; the last one added is the first to see it."""
     app.add_middleware(RefreshAfterWrites, view=view)
     app.add_middleware(
         Limiting,
@@ -190,7 +204,6 @@ def create_app(
     observers = (RequestLog(_secret(settings.log_secret)), metrics)
     app.add_middleware(Metering, observers=observers)
     app.add_middleware(DropHeaders, names=STEERING_HEADERS)
-    return app
 
 
 def _secret(setting: SecretStr | None) -> str | None:

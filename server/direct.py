@@ -35,6 +35,7 @@ class DirectRoute(APIRoute):
         async def answer(request: Request) -> Response:
             if request.headers.get("content-type") != JSON:
                 return await usual(request)
+            # FastAPI's own name for the stack on which it, too, leaves what ends with the request.
             asked = ask(request, request.scope["fastapi_inner_astack"])
             try:
                 body = fit.validate_python(await request.json())

@@ -11,10 +11,13 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+import structlog
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.errors import ClientLeft
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -44,9 +47,12 @@ async def while_present(receive: Receive, work: Awaitable[T]) -> T:
                 soon.cancel()
                 if listening is not None:
                     listening.cancel()
-    except Exception:
-        if not patience.expired():  # else the work made an error of being cancelled
+    except Exception as error:
+        if not patience.expired():
             raise
+        # The work made an error of being cancelled, or broke down while it was; nobody is there to
+        # be told.
+        log.info("failed_after_its_client_left", error=repr(error))
     if patience.expired():  # also where it made an answer of that
         raise ClientLeft("the client has left")
     return result

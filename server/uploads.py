@@ -28,7 +28,11 @@ PIECE = 2**20
 
 
 class _Parser(MultiPartParser):
-    """Starlette's; a file part goes to a nameless file in `disk`."""
+    """Starlette's; a file part goes to a nameless file in `disk`.
+
+    It and `_InPieces` reach into what Starlette keeps to itself (`_current_part`, `_get_form`), for
+    which it has no public name; a test sees that parts do land there.
+    """
 
     def __init__(
         self, disk: Path, headers: Headers, stream: AsyncGenerator[bytes, None], **bounds: Any
@@ -59,7 +63,8 @@ class _InPieces(Request):
         yield b""
 
     async def _get_form(self, **bounds: Any) -> FormData:
-        if not self.headers.get("Content-Type", "").startswith("multipart/form-data"):
+        content_type = self.headers.get("Content-Type", "").lower()
+        if not content_type.startswith("multipart/form-data"):
             return await super()._get_form(**bounds)
         if self._form is None:
             parser = _Parser(
@@ -97,8 +102,8 @@ def keep(part: UploadFile, target: Path) -> None:
     part.file.flush()
     try:
         # With a descriptor of a folder, which an absolute path ignores, Python follows the link.
-        nameless = f"/proc/self/fd/{part.file.fileno()}"
-        os.link(nameless, target, src_dir_fd=0, follow_symlinks=True)
+        opened = f"/proc/self/fd/{part.file.fileno()}"
+        os.link(opened, target, src_dir_fd=0, follow_symlinks=True)
     except OSError:
         with target.open("xb") as file:
             while chunk := part.file.read(PIECE):

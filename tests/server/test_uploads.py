@@ -32,8 +32,10 @@ def test_whatever_comes_in_small_chunks_is_written_in_large_ones(
         await write(file, data)
 
     @router.post("/")
-    async def receive(sent: Annotated[UploadFile, File()]) -> None:
-        got.append(await sent.read())
+    def receive(sent: Annotated[UploadFile, File()]) -> None:
+        got.append(sent.file.read())
+        descriptor = Path(f"/proc/self/fd/{sent.file.fileno()}")
+        assert descriptor.readlink().is_relative_to(tmp_path)
 
     monkeypatch.setattr(datastructures.UploadFile, "write", counted)
     app = FastAPI()
@@ -46,7 +48,7 @@ def test_whatever_comes_in_small_chunks_is_written_in_large_ones(
     answer = TestClient(app).post(
         "/",
         content=(body[at : at + 1000] for at in range(0, len(body), 1000)),
-        headers={"Content-Type": "multipart/form-data; boundary=x"},
+        headers={"Content-Type": "Multipart/Form-Data; boundary=x"},
     )
     assert answer.status_code == 200
     assert got == [content[:size]]
@@ -64,7 +66,7 @@ def test_a_received_part_is_given_its_name_without_a_copy(tmp_path: Path) -> Non
     assert (tmp_path / "kept").read_bytes() == b"weights"
 
 
-def test_where_the_disk_has_nonameless_files_it_is_copied(tmp_path: Path) -> None:
+def test_where_the_disk_has_no_nameless_files_it_is_copied(tmp_path: Path) -> None:
     with TemporaryFile(dir=tmp_path) as file:  # one that the kernel gives no name
         file.write(b"weights")
         file.seek(0)
