@@ -1,16 +1,19 @@
 """LoRA on the CPU: each row of a step gets its own adapter's product, rows without one nothing.
 
-Owns the arithmetic, in torch alone, and `install`, the plugin by which vLLM's worker gets it;
-`cpu_punica.py` is the half that knows vLLM. vLLM 0.32 marks a row of the base model with adapter
-index -1, and its own CPU products index the stacked weights with it, so that such a row is given
-the adapter in the *last* slot: another user's. CUDA's kernels skip them and are left alone.
+Owns which way a product is computed, its torch ways, and `install`, the plugin by which vLLM's
+worker gets them; `cpu_kernel.py` is the way of a few rows, `cpu_punica.py` knows vLLM.
+vLLM 0.32 marks a row of the base model with adapter index -1, and its own CPU products index the
+stacked weights with it, so that such a row is given the adapter in the *last* slot: another user's.
+CUDA's kernels skip them and are left alone.
 Invariant: a row whose index is negative stays bit for bit as it was, and no number of one slot,
 NaN included, ever reaches a row of another.
 
 Small products cost what their calls cost. So the plan of a step (`Batch`) is made once for all
-layers; the adapters of a layer's parts (q, k, v) lie side by side (`Stacks`) and are shrunk in one
-product; many adapters are one batched product over their slots; and the weights are float32, since
-a small bf16 product takes three times as long to be set up (`docs/log.md`).
+layers; the adapters of a layer's parts (q, k, v) lie side by side (`Stacks`); a few rows are one
+call of a loop of our own; beyond that, adapters with about as many rows are one batched product
+over their slots. torch computes in float32, since its small bf16 products take three times as long
+to be set up; but weights are kept in the model's type, since reading them is what the loop's time
+is for (`docs/log.md`).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +32,11 @@ from server.engine.quiet import keep_texts_out
 
 Rows = npt.NDArray[np.int64]
 
+FEW = 3_000_000
+"""Multiplications: up to so many, the loop on one core was faster than torch on two, 190 µs at most
+(`docs/log.md`). With more cores torch is level earlier, but never below what its calls cost."""
+LOOPS_TYPES = (torch.float32, torch.bfloat16)
+"""Of weights and rows; others are kept in float32, and computed by torch."""
 PADDING = 4
 """One product over all slots in use pads each to the longest run of rows. Up to so many times the
 rows it is the faster way; beyond, as for a long prompt beside single tokens, slot after slot is."""
@@ -50,6 +58,17 @@ class Batch:
         used = np.unique(slots[slots >= 0])
         runs = [(int(slot), np.flatnonzero(slots == slot)) for slot in used]
         return cls(runs, len(slots)) if runs else None
+
+    @cached_property
+    def counts(self) -> list[tuple[int, int]]:
+        """(slot, how many rows it has)."""
+        return [(slot, len(rows)) for slot, rows in self.runs]
+
+    @cached_property
+    def pairs(self) -> tuple[Rows, Rows]:
+        """Rows that have a slot, and the slot of each."""
+        rows = np.concatenate([rows for _, rows in self.runs])
+        return rows, np.repeat([slot for slot, _ in self.runs], [len(r) for _, r in self.runs])
 
     @cached_property
     def one_by_one(self) -> list[tuple[int, slice | torch.Tensor]]:
@@ -112,17 +131,32 @@ class Stacks:
     no more: a slot of rank 128 would cost as much for one of rank 8.
     """
 
-    def __init__(self, slots: int, rank: int, width: int, sizes: Sequence[int]) -> None:
-        """`width` inputs; `sizes` outputs of each part."""
-        self.a = torch.zeros(slots, len(sizes), rank, width)
-        self.b: list[torch.Tensor] = []
-        """For neighbours of one size, (slots, parts, size, rank)."""
-        for size, alike in groupby(sizes):
-            self.b.append(torch.zeros(slots, len(list(alike)), size, rank))
-        self.parts_a = tuple(a.unsqueeze(1) for a in self.a.unbind(1))  # (slots, 1, rank, width)
-        self.parts_b = tuple(b.unsqueeze(1) for group in self.b for b in group.unbind(1))
-        self._filled = [[0] * len(sizes) for _ in range(slots)]
+    def __init__(
+        self, slots: int, rank: int, width: int, sizes: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        """`width` inputs; `sizes` outputs of each part; the model's type."""
+        # When a worker of vLLM 0.32 starts, it asks each name of all modules there are for a
+        # `__dict__`, and llvmlite has one (`llvmlite.binding.ffi.lib`) that answers with something
+        # else. So numba is not imported before.
+        from server.engine import cpu_kernel
+
+        self.columns = np.cumsum([0, *sizes])
+        dtype = dtype if dtype in LOOPS_TYPES else torch.float32
+        self.a = torch.zeros(slots, len(sizes), rank, width, dtype=dtype)
+        self.b = torch.zeros(slots, rank, sum(sizes), dtype=dtype)
+        """Each part in its columns, transposed: a rank's numbers for all outputs lie together."""
+        self.ranks = np.zeros((slots, len(sizes)), dtype=np.int64)
         """Of each slot and part, the first rank from which on there are only zeros."""
+        self.multiplications = [0] * slots
+        """That a row of the slot takes."""
+        self._loop, self._as_numbers = cpu_kernel.compiled(dtype), cpu_kernel.as_numbers
+        a, b = self._as_numbers(self.a), self._as_numbers(self.b)
+        self._weights = a, b, self.columns, self.ranks
+        self.parts_a = tuple(a.unsqueeze(1) for a in self.a.unbind(1))  # (slots, 1, rank, width)
+        self.parts_b = tuple(  # (slots, 1, size, rank)
+            self.b[..., begin:end].transpose(1, 2).unsqueeze(1)
+            for begin, end in pairwise(self.columns.tolist())
+        )
 
     def write(
         self, slot: int, a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]
@@ -131,14 +165,19 @@ class Stacks:
         for part, (one, other) in enumerate(zip(a, b, strict=True)):
             into_a, into_b = self.parts_a[part][slot, 0], self.parts_b[part][slot, 0]
             rank = 0 if one is None else len(one)
-            filled = max(self._filled[slot][part], rank)
-            self._filled[slot][part] = filled  # also if this fails half-way
+            filled = max(int(self.ranks[slot, part]), rank)
+            self._now_has(filled, slot, part)  # also if this fails half-way
             if one is not None and other is not None:
                 into_a[:rank] = one
                 into_b[:, :rank] = other
             into_a[rank:filled] = 0
             into_b[:, rank:filled] = 0
-            self._filled[slot][part] = rank
+            self._now_has(rank, slot, part)
+
+    def add_rows(self, output: torch.Tensor, inputs: torch.Tensor, rows: Rows, slots: Rows) -> None:
+        """output[rows] += B[slots] A[slots] inputs[rows], by the loop."""
+        numbers, weights = self._as_numbers, self._weights
+        self._loop(numbers(output), numbers(inputs), *weights, rows, slots)
 
     def fits(self, a: Sequence[torch.Tensor | None], b: Sequence[torch.Tensor | None]) -> bool:
         """Whether `write` can take these: whole, and both or none of each part."""
@@ -161,44 +200,62 @@ class Stacks:
 
     def was_written(self, slot: int) -> None:
         """Somebody else has written into the slot's views; how far is not known."""
-        self._filled[slot] = [self.a.shape[2]] * len(self.parts_a)
+        self._now_has(self.a.shape[2], slot)
+
+    def _now_has(self, rank: int, slot: int, part: int | slice = slice(None)) -> None:
+        self.ranks[slot, part] = rank
+        a_rank_takes = self.a.shape[3] + np.diff(self.columns)
+        self.multiplications[slot] = int(self.ranks[slot] @ a_rank_takes)
 
 
 def add_lora(output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch) -> None:
     """output += B[slot] A[slot] inputs, for each row that has a slot. (N, out), (N, width)."""
-    if padded := batch.at_once:
+    if _are_for_the_loop(output, inputs, stacks, batch):
+        stacks.add_rows(output, inputs, *batch.pairs)
+    elif padded := batch.at_once:
         _add_at_once(output, inputs, stacks, padded)
-        return
-    for slot, rows in batch.one_by_one:
-        _add_one(output, inputs, stacks, slot, rows)
+    else:
+        for slot, rows in batch.one_by_one:
+            _add_one(output, inputs, stacks, slot, rows)
+
+
+def _are_for_the_loop(
+    output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch
+) -> bool:
+    return (
+        sum(stacks.multiplications[slot] * rows for slot, rows in batch.counts) <= FEW
+        and output.dtype == inputs.dtype == stacks.a.dtype
+        and output.is_contiguous()
+        and inputs.is_contiguous()
+    )
 
 
 def _add_at_once(
     output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, padded: Padded
 ) -> None:
-    a = stacks.a[padded.slots]
+    a, b = stacks.a[padded.slots].float(), stacks.b[padded.slots].float()
     slots, parts, rank, width = a.shape
     if padded.row_at is not None:
         inputs = inputs.index_select(0, padded.row_at)
     rows = inputs.to(a.dtype).view(slots, padded.longest, width)
     shrunk = torch.bmm(rows, a.view(slots, parts * rank, width).transpose(1, 2))
-    by_part = shrunk.view(slots, padded.longest, parts, rank).transpose(1, 2)
-    part, column = 0, 0
-    for group in stacks.b:
-        _, alike, size, _ = group.shape
-        own = by_part[:, part : part + alike].reshape(slots * alike, padded.longest, rank)
-        b = group[padded.slots].view(slots * alike, size, rank)
-        expanded = torch.bmm(own, b.transpose(1, 2)).view(slots, alike, padded.longest, size)
-        added = expanded.transpose(1, 2).reshape(slots * padded.longest, alike * size)
-        added = added.to(output.dtype)
-        target = output[:, column : column + alike * size]
-        if padded.places is not None:
-            added = added.index_select(0, padded.places)
-        if padded.rows is None:
-            target += added
-        else:
-            target.index_add_(0, padded.rows, added)
-        part, column = part + alike, column + alike * size
+    added = torch.cat(
+        [
+            torch.bmm(own, b[..., begin:end])
+            for own, (begin, end) in zip(
+                shrunk.split(rank, dim=2), pairwise(stacks.columns.tolist()), strict=True
+            )
+        ],
+        dim=2,
+    )
+    added = added.view(slots * padded.longest, -1).to(output.dtype)
+    if padded.places is not None:
+        added = added.index_select(0, padded.places)
+    target = output[:, : added.shape[1]]
+    if padded.rows is None:
+        target += added
+    else:
+        target.index_add_(0, padded.rows, added)
 
 
 def _add_one(
@@ -208,20 +265,18 @@ def _add_one(
     slot: int,
     rows: slice | torch.Tensor,
 ) -> None:
-    a = stacks.a[slot]
+    a, b = stacks.a[slot].float(), stacks.b[slot].float()
     parts, rank, width = a.shape
     shrunk = linear(inputs[rows].to(a.dtype), a.view(parts * rank, width))
-    column = 0
-    for own, b in zip(
-        shrunk.split(rank, dim=1), (b for group in stacks.b for b in group[slot]), strict=True
+    for own, (begin, end) in zip(
+        shrunk.split(rank, dim=1), pairwise(stacks.columns.tolist()), strict=True
     ):
-        target = output[:, column : column + len(b)]
-        added = linear(own, b).to(output.dtype)
+        target = output[:, begin:end]
+        added = (own @ b[:, begin:end]).to(output.dtype)
         if isinstance(rows, slice):
             target[rows] += added
         else:
             target.index_add_(0, rows, added)
-        column += len(b)
 
 
 def install() -> None:

@@ -78,7 +78,7 @@ def _with_stacks(create: Any) -> Any:
             return  # a class above has done it
         _, _, rank, width = layer.lora_a_stacked[0].shape
         sizes = [part.shape[2] for part in layer.lora_b_stacked]
-        stacks = Stacks(slots, rank, width, sizes)
+        stacks = Stacks(slots, rank, width, sizes, layer.lora_a_stacked[0].dtype)
         layer.lora_a_stacked, layer.lora_b_stacked = Parts(stacks.parts_a), stacks.parts_b
         layer.lora_a_stacked.stacks = stacks
         layer.reset_lora, layer.set_lora = stacks.clear, _writing(layer, stacks)

@@ -36,9 +36,11 @@ def into_memory(adapter: Any) -> Iterator[None]:
     for weights in adapter.loras.values():
         weights.lora_a = _own(weights.lora_a)
         yield
-        weights.lora_b = _own(weights.lora_b)
+        weights.lora_b = _own(weights.lora_b.t()).t()  # as slots have it, so that writing is quick
         yield
 
 
 def _own(weights: torch.Tensor) -> torch.Tensor:
-    return weights if weights.is_pinned() else weights.clone()  # what is pinned was copied for it
+    if weights.is_pinned():  # was copied for it
+        return weights
+    return weights.clone(memory_format=torch.contiguous_format)
