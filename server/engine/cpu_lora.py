@@ -9,16 +9,15 @@ Invariant: a row whose index is negative stays bit for bit as it was, and no num
 NaN included, ever reaches a row of another.
 
 Small products cost what their calls cost. So the plan of a step (`Batch`) is made once for all
-layers; the adapters of a layer's parts (q, k, v) lie side by side (`Stacks`); a few rows are one
-call of a loop of our own; beyond that, adapters with about as many rows are one batched product
-over their slots. torch computes in float32, since its small bf16 products take three times as long
-to be set up; but weights are kept in the model's type, since reading them is what the loop's time
-is for (`docs/log.md`).
+layers; the adapters of a layer's parts (q, k, v) lie side by side (`Stacks`); a slot with few rows
+is computed by a loop of our own, all such slots in one call; one with many, as a long prompt has,
+by torch. Weights are kept in the model's type, since reading them is what the loop's time is for
+(`docs/log.md`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -32,95 +31,51 @@ from server.engine.quiet import keep_texts_out
 
 Rows = npt.NDArray[np.int64]
 
-FEW = 3_000_000
-"""Multiplications: up to so many, the loop on one core was faster than torch on two, 190 µs at most
-(`docs/log.md`). With more cores torch is level earlier, but never below what its calls cost."""
+FEW = 4_000_000
+"""Multiplications of a slot: up to so many, some 200 µs, the loop on one core was faster than torch
+on two (`docs/log.md`). With more cores torch is level earlier, but never below what its calls
+cost."""
 LOOPS_TYPES = (torch.float32, torch.bfloat16)
 """Of weights and rows; others are kept in float32, and computed by torch."""
-PADDING = 4
-"""One product over all slots in use pads each to the longest run of rows. Up to so many times the
-rows it is the faster way; beyond, as for a long prompt beside single tokens, slot after slot is."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """Which rows of a step have which slot; at least one has one."""
 
-    runs: list[tuple[int, Rows]]
-    """(slot, its rows in order), by slot."""
-    length: int
-    """N, the rows of the step."""
+    runs: dict[int, Rows]
+    """Slot → its rows, in order."""
 
     @classmethod
     def of(cls, indices: torch.Tensor) -> Batch | None:
         """The plan for rows with these slots, negative for none; None where no row has one."""
         slots = indices.numpy()
         used = np.unique(slots[slots >= 0])
-        runs = [(int(slot), np.flatnonzero(slots == slot)) for slot in used]
-        return cls(runs, len(slots)) if runs else None
-
-    @cached_property
-    def counts(self) -> list[tuple[int, int]]:
-        """(slot, how many rows it has)."""
-        return [(slot, len(rows)) for slot, rows in self.runs]
+        runs = {int(slot): np.flatnonzero(slots == slot) for slot in used}
+        return cls(runs) if runs else None
 
     @cached_property
     def pairs(self) -> tuple[Rows, Rows]:
         """Rows that have a slot, and the slot of each."""
-        rows = np.concatenate([rows for _, rows in self.runs])
-        return rows, np.repeat([slot for slot, _ in self.runs], [len(r) for _, r in self.runs])
+        rows = np.concatenate(list(self.runs.values()))
+        return rows, np.repeat(list(self.runs), [len(rows) for rows in self.runs.values()])
 
     @cached_property
-    def one_by_one(self) -> list[tuple[int, slice | torch.Tensor]]:
-        """The runs, to index with; rows that follow each other need not be copied."""
-        return [
-            (slot, slice(rows[0], rows[-1] + 1) if _follow(rows) else torch.from_numpy(rows))
-            for slot, rows in self.runs
-        ]
+    def indices(self) -> dict[int, slice | torch.Tensor]:
+        """Slot → its rows, to index with; rows that follow each other need not be copied."""
+        return {
+            slot: slice(rows[0], rows[-1] + 1) if _follow(rows) else torch.from_numpy(rows)
+            for slot, rows in self.runs.items()
+        }
 
-    @cached_property
-    def at_once(self) -> Padded | None:
-        """The plan of one product over the slots; None where slot after slot is faster."""
-        first, last = self.runs[0][0], self.runs[-1][0]
-        longest = max(len(rows) for _, rows in self.runs)
-        size = (last + 1 - first) * longest
-        rows = np.concatenate([rows for _, rows in self.runs])
-        if size > PADDING * len(rows):
-            return None
-        places = np.concatenate(
-            [(slot - first) * longest + np.arange(len(rows)) for slot, rows in self.runs]
-        )
-        row_at = np.zeros(size, dtype=np.int64)
-        row_at[places] = rows
-        every_row = len(rows) == self.length
-        if every_row:
-            places = places[np.argsort(rows)]
-        return Padded(
-            slots=slice(first, last + 1),
-            longest=longest,
-            row_at=None if _is_all(row_at, self.length) else torch.from_numpy(row_at),
-            rows=None if every_row else torch.from_numpy(rows),
-            places=None if _is_all(places, size) else torch.from_numpy(places),
-        )
-
-
-@dataclass(frozen=True)
-class Padded:
-    """Rows laid out by slot: U slots of M places. None for an index that would change nothing."""
-
-    slots: slice
-    longest: int  # M
-    row_at: torch.Tensor | None  # (U · M,) the row at a place; row 0, unused, where there is none
-    rows: torch.Tensor | None  # (K,) the rows that have a slot; None where every row has one
-    places: torch.Tensor | None  # (K,) where these are
+    def without(self, slots: Collection[int]) -> Batch | None:
+        """The plan of the other slots' rows; None where there are none."""
+        others = {slot: rows for slot, rows in self.runs.items() if slot not in slots}
+        return Batch(others) if others else None
 
 
 def _follow(rows: Rows) -> bool:
     return int(rows[-1] - rows[0]) + 1 == len(rows)
-
-
-def _is_all(index: Rows, length: int) -> bool:
-    return len(index) == length and bool((index == np.arange(length)).all())
 
 
 class Stacks:
@@ -142,8 +97,10 @@ class Stacks:
 
         self.columns = np.cumsum([0, *sizes])
         dtype = dtype if dtype in LOOPS_TYPES else torch.float32
-        self.a = torch.zeros(slots, len(sizes), rank, width, dtype=dtype)
-        self.b = torch.zeros(slots, rank, sum(sizes), dtype=dtype)
+        # Written to, and not only promised to be zero: the system would look for the memory when
+        # an adapter comes into a slot for the first time, and everybody would wait for that.
+        self.a = torch.empty(slots, len(sizes), rank, width, dtype=dtype).zero_()
+        self.b = torch.empty(slots, rank, sum(sizes), dtype=dtype).zero_()
         """Each part in its columns, transposed: a rank's numbers for all outputs lie together."""
         self.ranks = np.zeros((slots, len(sizes)), dtype=np.int64)
         """Of each slot and part, the first rank from which on there are only zeros."""
@@ -210,52 +167,23 @@ class Stacks:
 
 def add_lora(output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch) -> None:
     """output += B[slot] A[slot] inputs, for each row that has a slot. (N, out), (N, width)."""
-    if _are_for_the_loop(output, inputs, stacks, batch):
-        stacks.add_rows(output, inputs, *batch.pairs)
-    elif padded := batch.at_once:
-        _add_at_once(output, inputs, stacks, padded)
-    else:
-        for slot, rows in batch.one_by_one:
-            _add_one(output, inputs, stacks, slot, rows)
+    by_torch = batch.runs.keys() if not _readable(output, inputs, stacks) else _many(stacks, batch)
+    for slot in by_torch:
+        _add_one(output, inputs, stacks, slot, batch.indices[slot])
+    if rest := batch.without(by_torch) if by_torch else batch:
+        stacks.add_rows(output, inputs, *rest.pairs)
 
 
-def _are_for_the_loop(
-    output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, batch: Batch
-) -> bool:
-    return (
-        sum(stacks.multiplications[slot] * rows for slot, rows in batch.counts) <= FEW
-        and output.dtype == inputs.dtype == stacks.a.dtype
-        and output.is_contiguous()
-        and inputs.is_contiguous()
-    )
+def _readable(output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks) -> bool:
+    """Whether the loop can read these rows."""
+    of_its_type = output.dtype == inputs.dtype == stacks.a.dtype
+    return of_its_type and bool(output.is_contiguous() and inputs.is_contiguous())
 
 
-def _add_at_once(
-    output: torch.Tensor, inputs: torch.Tensor, stacks: Stacks, padded: Padded
-) -> None:
-    a, b = stacks.a[padded.slots].float(), stacks.b[padded.slots].float()
-    slots, parts, rank, width = a.shape
-    if padded.row_at is not None:
-        inputs = inputs.index_select(0, padded.row_at)
-    rows = inputs.to(a.dtype).view(slots, padded.longest, width)
-    shrunk = torch.bmm(rows, a.view(slots, parts * rank, width).transpose(1, 2))
-    added = torch.cat(
-        [
-            torch.bmm(own, b[..., begin:end])
-            for own, (begin, end) in zip(
-                shrunk.split(rank, dim=2), pairwise(stacks.columns.tolist()), strict=True
-            )
-        ],
-        dim=2,
-    )
-    added = added.view(slots * padded.longest, -1).to(output.dtype)
-    if padded.places is not None:
-        added = added.index_select(0, padded.places)
-    target = output[:, : added.shape[1]]
-    if padded.rows is None:
-        target += added
-    else:
-        target.index_add_(0, padded.rows, added)
+def _many(stacks: Stacks, batch: Batch) -> Collection[int]:
+    """The slots with too many rows for the loop."""
+    a_row_takes = stacks.multiplications
+    return [slot for slot, rows in batch.runs.items() if len(rows) * a_row_takes[slot] > FEW]
 
 
 def _add_one(
@@ -265,7 +193,7 @@ def _add_one(
     slot: int,
     rows: slice | torch.Tensor,
 ) -> None:
-    a, b = stacks.a[slot].float(), stacks.b[slot].float()
+    a, b = stacks.a[slot], stacks.b[slot]
     parts, rank, width = a.shape
     shrunk = linear(inputs[rows].to(a.dtype), a.view(parts * rank, width))
     for own, (begin, end) in zip(

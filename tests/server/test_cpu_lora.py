@@ -91,7 +91,8 @@ def test_a_models_type_is_kept(dtype: torch.dtype, slots: list[int], way: str) -
     after = with_lora(rows, before, stacks, slots)
     assert after.dtype == dtype
     expected = before.float() + peft(rows.float(), stacks, slots)
-    torch.testing.assert_close(after.float(), expected, rtol=2e-2, atol=2e-2)
+    # torch rounds what A gives to bfloat16, too, as it does for PEFT.
+    torch.testing.assert_close(after.float(), expected, rtol=2e-2, atol=6e-2)
 
 
 @pytest.mark.parametrize("slots", LAYOUTS.values(), ids=LAYOUTS)
@@ -105,23 +106,25 @@ def test_nan_in_a_slot_stays_with_its_users(stacks: Stacks, slots: list[int], wa
     assert not after[~poisoned].isnan().any()
 
 
-def test_our_loop_takes_small_steps(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
+def test_the_loop_takes_slots_of_few_rows(stacks: Stacks, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[set[int]] = []
     add_rows = Stacks.add_rows
 
     def noted(*arguments: Any) -> None:
-        taken.append(len(arguments[-1]))
+        taken.append(set(arguments[-1].tolist()))
         add_rows(*arguments)
 
     monkeypatch.setattr(Stacks, "add_rows", noted)
-    a_row_takes = RANK * (len(SIZES) * WIDTH + sum(SIZES))
-    many = FEW // a_row_takes
-    for rows in (1, many, many + 1):
-        with_lora(torch.randn(rows, WIDTH), torch.zeros(rows, sum(SIZES)), stacks, [2] * rows)
+    many = FEW // (RANK * (len(SIZES) * WIDTH + sum(SIZES)))
+    for slots in ([3], [2] * many, [2] * (many + 1), [*[2] * (many + 1), 1, 4, -1]):
+        rows, before = torch.randn(len(slots), WIDTH), torch.zeros(len(slots), sum(SIZES))
+        after = with_lora(rows, before, stacks, slots)
+        torch.testing.assert_close(after[-4:], peft(rows[-4:], stacks, slots[-4:]))
+    assert taken == [{3}, {2}, {1, 4}]
     across = torch.randn(WIDTH, 2).t()  # in memory as the loop does not read it
     with_lora(across, torch.zeros(2, sum(SIZES)), stacks, [2, 1])
     with_lora(torch.randn(2, WIDTH), torch.zeros(2, sum(SIZES)).bfloat16(), stacks, [2, 1])
-    assert taken == [1, many]
+    assert len(taken) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -177,14 +180,6 @@ def test_kept_code_that_was_cut_short_is_compiled_anew(tmp_path: Path) -> None:
     for file in kept:
         os.truncate(file, file.stat().st_size // 2)
     assert "compiled_code_not_kept" in start()
-
-
-def test_both_torch_ways_are_tried_here() -> None:
-    ways = {
-        name: Batch.of(torch.tensor(slots)) for name, slots in LAYOUTS.items() if name != "none"
-    }
-    one_by_one = {name for name, batch in ways.items() if batch and batch.at_once is None}
-    assert one_by_one == {"a long prompt beside single tokens"}
 
 
 VLLM_STILL_WRONG = """
