@@ -51,8 +51,8 @@ async def while_present(receive: Receive, work: Awaitable[T]) -> T:
         if not patience.expired():
             raise
         # The work made an error of being cancelled, or broke down while it was; nobody is there to
-        # be told.
-        log.info("failed_after_its_client_left", error=repr(error))
+        # be told. Its words may be the user's and stay out of the log.
+        log.info("failed_after_its_client_left", error=type(error).__name__)
     if patience.expired():  # also where it made an answer of that
         raise ClientLeft("the client has left")
     return result

@@ -37,7 +37,7 @@ AT_ONCE = 4
 
 def _float(number: Any) -> Any:
     """A number of either type as float32."""
-    raise NotImplementedError("in compiled code only")
+    raise NotImplementedError("numba takes what `overload` gives for it; Python never calls it")
 
 
 @overload(_float, inline="always")  # type: ignore[untyped-decorator]
@@ -53,7 +53,7 @@ def _float_of_type(number: Any) -> Any:
 
 def _round(number: Any, into: Any) -> Any:
     """A float32 as the type of `into`: the nearest one, of two the even one."""
-    raise NotImplementedError("in compiled code only")
+    raise NotImplementedError("numba takes what `overload` gives for it; Python never calls it")
 
 
 @overload(_round, inline="always")  # type: ignore[untyped-decorator]
@@ -147,7 +147,12 @@ def compiled(dtype: torch.dtype) -> Callable[..., None]:
     try:
         loop: Callable[..., None] = njit(signature, cache=True, **options)(_add_rows)
     except Exception as error:  # no folder to keep it in, a full disk, a file cut short
-        log.info("compiled_code_not_kept", error=str(error))
+        log.warning(
+            "compiled_code_not_kept",
+            error=str(error),
+            advice="each start compiles for some seconds: set NUMBA_CACHE_DIR to an empty folder "
+            "that this user may write to",
+        )
         loop = njit(signature, **options)(_add_rows)
     return loop
 

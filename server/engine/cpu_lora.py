@@ -1,7 +1,8 @@
 """LoRA on the CPU: each row of a step gets its own adapter's product, rows without one nothing.
 
-Owns which way a product is computed, its torch ways, and `install`, the plugin by which vLLM's
-worker gets them; `cpu_kernel.py` is the way of a few rows, `cpu_punica.py` knows vLLM.
+Owns the weights in their slots, which way a product is computed, torch's way, and `install`, the
+plugin by which vLLM's worker gets all of it; `cpu_kernel.py` is the way of a few rows,
+`cpu_punica.py` knows vLLM.
 vLLM 0.32 marks a row of the base model with adapter index -1, and its own CPU products index the
 stacked weights with it, so that such a row is given the adapter in the *last* slot: another user's.
 CUDA's kernels skip them and are left alone.
@@ -193,6 +194,7 @@ def _add_one(
     slot: int,
     rows: slice | torch.Tensor,
 ) -> None:
+    """The same for one slot's rows, by torch, in the type of its weights."""
     a, b = stacks.a[slot], stacks.b[slot]
     parts, rank, width = a.shape
     shrunk = linear(inputs[rows].to(a.dtype), a.view(parts * rank, width))
